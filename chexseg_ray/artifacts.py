@@ -1,0 +1,304 @@
+"""Step, fingerprint, Record and Store: what an artefact is, where it lives, and when it counts as complete.
+
+A step is addressed by the sha256 of canonical JSON of {name, version, config, input fingerprints}. An attempt writes its
+files under `{root}/{name}/{fingerprint}/{attempt}/`; `record.json`, written last, lists them and makes the step built.
+"""
+
+import hashlib
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from chexseg_ray.errors import InputError, TransientError
+
+Json = Any  # None | bool | int | float | str | list | dict, as canonical_json accepts
+
+
+def canonical_json(value: Json) -> str:
+    """The one stable JSON form of a value: sorted keys, no blanks. Raises TypeError on what has none (NaN, sets, objects)."""
+    _check_stable(value, "value")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def _check_stable(value: Json, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise TypeError(f"{where}: {value} has no canonical JSON form")
+    if value is None or isinstance(value, bool | int | float | str):
+        return
+    if isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            _check_stable(item, f"{where}[{i}]")
+        return
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"{where}: key {key!r} is no string")
+            _check_stable(item, f"{where}.{key}")
+        return
+    raise TypeError(f"{where}: {type(value).__name__} has no canonical JSON form")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One artefact to be: a name, the version of its algorithm, the config that shapes its numbers, its input steps."""
+
+    name: str
+    version: int
+    config: Mapping[str, Json]
+    inputs: Mapping[str, "Step"] = field(default_factory=dict)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """12 hex digits of sha256 over {name, version, config, input fingerprints}."""
+        identity = {
+            "name": self.name,
+            "version": self.version,
+            "config": dict(self.config),
+            "inputs": {role: step.fingerprint for role, step in self.inputs.items()},
+        }
+        return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:12]
+
+    @property
+    def address(self) -> str:
+        return f"{self.name}/{self.fingerprint}"
+
+    def ancestors(self) -> Iterator["Step"]:
+        """Every step that this one is made from, inputs first, each once."""
+        seen: set[str] = set()
+
+        def walk(step: "Step") -> Iterator["Step"]:
+            for child in step.inputs.values():
+                if child.address not in seen:
+                    seen.add(child.address)
+                    yield from walk(child)
+                    yield child
+
+        yield from walk(self)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of an attempt: path below the attempt, size in bytes, sha256."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a built step says of itself; the only thing readers trust."""
+
+    name: str
+    version: int
+    fingerprint: str
+    config: dict[str, Json]
+    inputs: dict[str, str]
+    attempt: str
+    files: tuple[FileEntry, ...]
+    rows: int
+    rejects: int
+    metrics: dict[str, Json]
+    run: dict[str, Json]
+
+    @property
+    def address(self) -> str:
+        return f"{self.name}/{self.fingerprint}"
+
+    def paths(self, prefix: str = "") -> list[str]:
+        """The record's file paths that begin with a prefix, sorted."""
+        return sorted(f.path for f in self.files if f.path.startswith(prefix))
+
+    def to_json(self) -> bytes:
+        return (json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Record":
+        raw = json.loads(data)
+        return cls(**{**raw, "files": tuple(FileEntry(**f) for f in raw["files"])})
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a step: where it may write. Picklable, so that workers write beside the driver."""
+
+    store: "Store"
+    address: str
+    name: str
+
+    def write(self, path: str, data: bytes) -> FileEntry:
+        """Put one file whole; the entry goes into the record."""
+        self.store.put(f"{self.address}/{self.name}/{path}", data)
+        return FileEntry(path, len(data), hashlib.sha256(data).hexdigest())
+
+    def write_table(self, path: str, table: pa.Table) -> FileEntry:
+        """Put one Parquet file whole."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        return self.write(path, sink.getvalue().to_pybytes())
+
+
+class Store:
+    """Artefacts below one root: a local folder or any pyarrow.fs URI."""
+
+    def __init__(self, filesystem: pafs.FileSystem, base: str, root: str) -> None:
+        self._fs = filesystem
+        self._base = base.rstrip("/")
+        self.root = root
+
+    @classmethod
+    def open(cls, root: str) -> "Store":
+        """Open a store root; nothing is created until the first write.
+
+        Raises:
+            InputError: the URI has a scheme that pyarrow cannot serve.
+        """
+        filesystem, base = open_filesystem(root, "store.root")
+        return cls(filesystem, base, root if "://" in root else base)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Store, (self._fs, self._base, self.root))
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self._fs, pafs.LocalFileSystem)
+
+    @property
+    def filesystem(self) -> pafs.FileSystem:
+        return self._fs
+
+    def path(self, relative: str) -> str:
+        """The full path of a file below the root, in the store's own filesystem."""
+        return f"{self._base}/{relative}"
+
+    def put(self, relative: str, data: bytes) -> None:
+        """Write a file whole or not at all: temporary file, fsync and rename on a local root, one put elsewhere."""
+        target = self.path(relative)
+        try:
+            self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
+            if self.is_local:
+                temporary = Path(f"{target}.{uuid.uuid4().hex[:8]}.tmp")
+                with temporary.open("wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                temporary.replace(target)
+                return
+            with self._fs.open_output_stream(target) as stream:
+                stream.write(data)
+        except OSError as error:
+            raise TransientError(f"{target}: cannot be written ({error}): free space or check the store, then run again") from error
+
+    def get(self, relative: str) -> bytes:
+        """Read a file whole. Raises FileNotFoundError when it is not there."""
+        with self._fs.open_input_file(self.path(relative)) as stream:
+            data: bytes = stream.read()
+        return data
+
+    def delete(self, relative: str) -> None:
+        """Remove a file or folder if it is there."""
+        info = self._fs.get_file_info(self.path(relative))
+        if info.type == pafs.FileType.File:
+            self._fs.delete_file(info.path)
+        elif info.type == pafs.FileType.Directory:
+            self._fs.delete_dir(info.path)
+
+    def names(self, relative: str) -> list[str]:
+        """Base names of what lies directly below a folder, sorted; empty when there is no folder."""
+        selector = pafs.FileSelector(self.path(relative), allow_not_found=True)
+        return sorted(info.base_name for info in self._fs.get_file_info(selector))
+
+    def find(self, step: Step) -> Record | None:
+        """The record of a built step, or None. A record that does not parse is absent."""
+        return self.find_address(step.address)
+
+    def find_address(self, address: str) -> Record | None:
+        """The record at {name}/{fingerprint}, or None."""
+        try:
+            return Record.from_json(self.get(f"{address}/record.json"))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def records(self, name: str) -> list[Record]:
+        """All built steps of one name."""
+        found = (self.find_address(f"{name}/{fingerprint}") for fingerprint in self.names(name))
+        return [record for record in found if record is not None]
+
+    def new_attempt(self, step: Step) -> Attempt:
+        return Attempt(self, step.address, uuid.uuid4().hex[:8])
+
+    def commit(self, record: Record) -> None:
+        """Make a step built: its record is written last. Its training state is no longer needed and goes."""
+        self.put(f"{record.address}/record.json", record.to_json())
+        self.delete(f"{record.address}/state")
+        self.delete(f"{record.address}/failed.json")
+
+    def read(self, record: Record, path: str) -> bytes:
+        """One file that the record lists.
+
+        Raises:
+            InputError: the record does not list it, or its size is not the record's.
+        """
+        entry = next((f for f in record.files if f.path == path), None)
+        if entry is None:
+            raise InputError(f"{record.address}: the record lists no {path}: delete its folder and run again")
+        where = f"{record.address}/{record.attempt}/{path}"
+        try:
+            data = self.get(where)
+        except FileNotFoundError:
+            raise InputError(f"{self.path(where)}: is gone, though the record lists it: delete {record.address} and run again") from None
+        if len(data) != entry.size:
+            raise InputError(f"{self.path(where)}: {len(data)} bytes, the record says {entry.size}: delete {record.address} and run again")
+        return data
+
+    def read_table(self, record: Record, path: str, columns: list[str] | None = None) -> pa.Table:
+        """One Parquet file that the record lists."""
+        return pq.read_table(pa.BufferReader(self.read(record, path)), columns=columns)
+
+    def read_tables(self, record: Record, prefix: str, columns: list[str] | None = None) -> pa.Table:
+        """All Parquet parts whose path begins with a prefix, in order.
+
+        Raises:
+            InputError: there is no such part.
+        """
+        paths = record.paths(prefix)
+        if not paths:
+            raise InputError(f"{record.address}: the record lists no {prefix}*: delete its folder and run again")
+        return pa.concat_tables([self.read_table(record, path, columns) for path in paths])
+
+
+def open_filesystem(root: str, field_name: str) -> tuple[pafs.FileSystem, str]:
+    """A pyarrow filesystem and the base path in it, for a folder or a URI."""
+    if "://" not in root:
+        return pafs.LocalFileSystem(), str(Path(root).expanduser().resolve())
+    try:
+        filesystem, base = pafs.FileSystem.from_uri(root)
+    except (pa.ArrowInvalid, OSError, NotImplementedError) as error:
+        raise InputError(f"{field_name}={root}: pyarrow cannot open it ({error}): name a folder or an s3://, gs://, file:// URI") from None
+    return filesystem, str(base)
+
+
+def differing_fields(step: Step, records: Iterable[Record]) -> tuple[str, list[str]] | None:
+    """Why a step is not built: the nearest record's fingerprint and the fields that differ from it, or None without records."""
+    best: tuple[str, list[str]] | None = None
+    for record in records:
+        fields = [k for k in sorted({*step.config, *record.config}) if step.config.get(k, ...) != record.config.get(k, ...)]
+        inputs = {role: child.fingerprint for role, child in step.inputs.items()}
+        fields += [f"input {k}" for k in sorted({*inputs, *record.inputs}) if inputs.get(k) != record.inputs.get(k)]
+        if step.version != record.version:
+            fields.insert(0, f"version {record.version} -> {step.version}")
+        if best is None or len(fields) < len(best[1]):
+            best = (record.fingerprint, fields)
+    return best

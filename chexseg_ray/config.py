@@ -1,0 +1,370 @@
+"""Every knob of a study, typed and frozen: a YAML file plus `section.field=value` overrides gives a StudyConfig.
+
+A config file is complete (no inheritance, no include); unknown keys are refused with the nearest known one. Identity
+(what changes the numbers) and execution (where and how fast) are told apart by `pipeline`, which picks what a step hashes.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from chexseg_ray.errors import InputError
+
+T = TypeVar("T")
+Number = TypeVar("Number", int, float)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def _unique(values: tuple[T, ...]) -> tuple[T, ...]:
+    if not values:
+        raise ValueError("must name at least one value")
+    repeated = [v for i, v in enumerate(values) if v in values[:i]]
+    if repeated:
+        raise ValueError(f"names {repeated[0]!r} twice")
+    return values
+
+
+Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Split = Literal["weak", "expert_train", "validation"]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+ByWeakN = Annotated[dict[Seed, Positive], Field(strict=False)]
+RateByWeakN = Annotated[dict[Seed, LearningRate], Field(strict=False)]
+
+
+class PhantomConfig(_Section):
+    """The phantom data set, written when `data.root` is null."""
+
+    num_train_patients: Positive
+    num_expert_images: Positive
+    num_test_images: Positive
+    long_side: Annotated[int, Field(ge=64)]
+    seed: Seed
+
+
+class DataConfig(_Section):
+    """Where images, image-level labels and expert masks come from, and how they are split. All paths are below `root`."""
+
+    root: str | None
+    licence: str | None
+    pathologies: Names
+    weak_csv: str | None
+    expert_csv: str | None
+    expert_masks: str | None
+    test_csv: str | None
+    test_masks: str | None
+    num_validation: Annotated[int, Field(ge=0)]
+    num_test: Positive | None
+    split_seed: Seed
+    views: Annotated[tuple[Literal["frontal", "lateral"], ...], Field(strict=False)]
+    image_size: Annotated[int, Field(ge=32, multiple_of=32)]
+    max_reject_fraction: Fraction
+    allow_expert_rejects: bool
+    phantom: PhantomConfig
+
+    _check = field_validator("pathologies", "views")(_unique)
+
+    @model_validator(mode="after")
+    def _sources_fit(self) -> Self:
+        if (self.expert_csv is None) != (self.expert_masks is None):
+            raise ValueError("expert_csv and expert_masks go together: name both, or neither")
+        if (self.test_csv is None) != (self.test_masks is None):
+            raise ValueError("test_csv and test_masks go together: name both, or neither")
+        if (self.test_csv is None) == (self.num_test is None):
+            raise ValueError("name test_csv and test_masks, or num_test images to split off expert_csv; not both, not neither")
+        if self.test_csv is None and self.expert_csv is None:
+            raise ValueError("num_test images come from expert_csv, which is null")
+        if self.expert_csv is not None and self.num_validation < 1:
+            raise ValueError("num_validation must be at least 1 when there are expert masks")
+        return self
+
+
+class ClassifierConfig(_Section):
+    """One image-level classifier (paper section 3.3.1)."""
+
+    architecture: Literal["densenet121", "resnet18"]
+    uncertainty: Literal["ignore", "zeros", "ones", "threeclass"]
+    blanks: Literal["zeros", "ignore"]
+    normalisation: Literal["imagenet", "chexpert"]
+    train_splits: Annotated[tuple[Split, ...], Field(strict=False)]
+    validation_splits: Annotated[tuple[Split, ...], Field(strict=False)]
+    selection_pathologies: Names
+    batch_size: Annotated[int, Field(ge=2)]
+    learning_rate: LearningRate
+    num_updates: Positive
+    validate_every: Positive
+    seed: Seed
+
+    _check = field_validator("train_splits", "selection_pathologies")(_unique)
+
+
+class CamsConfig(_Section):
+    """Grad-CAM in closed form (paper appendix A.1, eq. 1 and 2)."""
+
+    variant: Literal["post_relu", "pre_relu"]
+    fine_grid: bool
+    batch_size: Positive
+
+
+class PseudoMasksConfig(_Section):
+    """From a map to a mask: threshold per pathology, gate per image."""
+
+    thresholds: Literal["tuned", "otsu", "fixed"]
+    fixed_threshold: Annotated[float, Field(gt=0, lt=1)]
+    grid_step: Annotated[float, Field(ge=0.01, le=0.5)]
+    gate: Literal["label", "probability", "none"]
+    gate_probability: Fraction
+
+
+class SegmentationConfig(_Section):
+    """DeepLabv3+ on a mix of expert and pseudo masks (paper section 3.3.2)."""
+
+    encoder: Literal["resnet18"]
+    output_stride: Literal[8, 16]
+    atrous_rates: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
+    normalisation: Literal["imagenet", "chexpert"]
+    batch_size: Annotated[int, Field(ge=2)]
+    learning_rate: LearningRate | RateByWeakN
+    num_updates: Positive | ByWeakN
+    num_validations: Positive
+    dice_smoothing: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    thresholds: Literal["tuned", "fixed"]
+    fixed_threshold: Fraction
+    checkpoint: Literal["best", "last"]
+    min_positives: Positive
+
+
+class SweepConfig(_Section):
+    """The grid of sweep points; each list is one axis."""
+
+    method: Annotated[tuple[Literal["gradcam"], ...], Field(strict=False)]
+    p: Annotated[tuple[Fraction, ...], Field(strict=False)]
+    init: Annotated[tuple[Literal["random", "chexpert"], ...], Field(strict=False)]
+    weak_n: Annotated[tuple[Positive, ...], Field(strict=False)]
+    num_expert: Annotated[tuple[Positive | None, ...], Field(strict=False)]
+    trials: Positive
+    seed: Seed
+
+    _check = field_validator("method", "p", "init", "weak_n", "num_expert")(_unique)
+
+
+class ReportConfig(_Section):
+    """How results are shown; never part of a step's identity."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    title: str
+    interval_level: Annotated[float, Field(gt=0, lt=1)]
+
+
+class TaskCompute(_Section):
+    """What each Ray task of a stage asks for."""
+
+    num_cpus: Annotated[float, Field(gt=0)]
+
+
+class ActorCompute(_Section):
+    """What each actor of a Ray Data stage asks for, and how many there may be."""
+
+    num_cpus: Annotated[float, Field(gt=0)]
+    num_gpus: Annotated[float, Field(ge=0)]
+    min_actors: Positive
+    max_actors: Positive
+
+
+class TrainCompute(_Section):
+    """What one training asks for; 0 workers is Ray Train's local mode, in the calling process."""
+
+    num_workers: Literal[0, 1]
+    num_cpus: Annotated[float, Field(gt=0)]
+    num_gpus: Annotated[float, Field(ge=0)]
+    threads: Positive
+
+
+class TrialCompute(_Section):
+    """What each trial of the sweep asks for; it trains in its own process, without workers."""
+
+    num_cpus: Annotated[float, Field(gt=0)]
+    num_gpus: Annotated[float, Field(ge=0)]
+    threads: Positive
+
+
+class ComputeConfig(_Section):
+    """Where and how fast; never part of a step's identity."""
+
+    images: TaskCompute
+    pseudo_masks: TaskCompute
+    cams: ActorCompute
+    classifier: TrainCompute
+    segmentation: TrialCompute
+    max_failures: Annotated[int, Field(ge=0)]
+    state_seconds: Annotated[float, Field(ge=0)]
+    flops_per_second: Annotated[float, Field(gt=0)]
+    dashboard: bool
+
+
+class StoreConfig(_Section):
+    """The artefact store: a folder or a pyarrow.fs URI such as s3://bucket/study."""
+
+    root: str
+
+
+class StudyConfig(_Section):
+    """A whole study. Every value is spelled out in its file."""
+
+    data: DataConfig
+    classifier: ClassifierConfig
+    encoder_classifier: ClassifierConfig
+    cams: CamsConfig
+    pseudo_masks: PseudoMasksConfig
+    segmentation: SegmentationConfig
+    sweep: SweepConfig
+    report: ReportConfig
+    compute: ComputeConfig
+    store: StoreConfig
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        self._check_sources()
+        for name in ("learning_rate", "num_updates"):
+            value = getattr(self.segmentation, name)
+            missing = [n for n in self.sweep.weak_n if n not in value] if isinstance(value, dict) else []
+            if missing:
+                raise ValueError(f"segmentation.{name} has no value for weak_n {missing[0]}: add it to the mapping")
+        for section in ("classifier", "encoder_classifier"):
+            unknown = [n for n in getattr(self, section).selection_pathologies if n not in self.data.pathologies]
+            if unknown:
+                raise ValueError(f"{section}.selection_pathologies names {unknown[0]!r}, which data.pathologies lacks")
+        if self.classifier.architecture != "densenet121":
+            if self.cams.fine_grid:
+                raise ValueError("cams.fine_grid leaves out DenseNet121's last pooling: set classifier.architecture=densenet121")
+            if self.cams.variant == "pre_relu":
+                raise ValueError("cams.variant=pre_relu is DenseNet121's norm5: set classifier.architecture=densenet121")
+        if "chexpert" in self.sweep.init and self.encoder_classifier.architecture != self.segmentation.encoder:
+            raise ValueError("sweep.init names chexpert: encoder_classifier.architecture must equal segmentation.encoder")
+        if self.compute.cams.max_actors < self.compute.cams.min_actors:
+            raise ValueError("compute.cams.max_actors is below min_actors")
+        return self
+
+    def _check_sources(self) -> None:
+        mixed = [p for p in self.sweep.p if 0 < p < 1]
+        weak = any(p < 1 for p in self.sweep.p)
+        if self.data.weak_csv is None and (weak or "chexpert" in self.sweep.init):
+            raise ValueError("data.weak_csv is null, but sweep.p below 1 and sweep.init chexpert need weakly labelled images")
+        if self.data.expert_csv is not None:
+            return
+        if mixed or 1.0 in self.sweep.p:
+            raise ValueError(f"data.expert_csv is null, but sweep.p={[*mixed, 1.0][0]} needs expert masks: name them or set sweep.p=[0]")
+        if self.pseudo_masks.thresholds == "tuned" or self.segmentation.thresholds == "tuned" or self.segmentation.checkpoint == "best":
+            raise ValueError(
+                "data.expert_csv is null, so nothing can be tuned: set pseudo_masks.thresholds=otsu (or fixed), "
+                "segmentation.thresholds=fixed and segmentation.checkpoint=last"
+            )
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys and reads 1e-3 as a number (YAML 1.2)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise InputError(f"{where}{line}: {getattr(error, 'problem', None) or error}: write plain YAML") from None
+
+
+def _set(tree: Any, override: str) -> None:
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise InputError(f"override {override!r}: write section.field=value")
+    *parents, last = path.split(".")
+    for part in parents:
+        if not isinstance(tree, dict) or not isinstance(tree.get(part), dict):
+            known = list(tree) if isinstance(tree, dict) else []
+            raise InputError(f"override {override!r}: no section {part!r}{_did_you_mean(part, known)}")
+        tree = tree[part]
+    if last not in tree:
+        raise InputError(f"override {override!r}: no field {last!r}{_did_you_mean(last, list(tree))}")
+    tree[last] = _parse_yaml(text, f"override {override!r}")
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _known_fields(location: Sequence[str | int]) -> list[str]:
+    model: Any = StudyConfig
+    for part in location[:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field else None
+    return list(getattr(model, "model_fields", {}))
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = f"unknown key{_did_you_mean(str(first['loc'][-1]), _known_fields(first['loc']))}"
+    elif first["type"] == "missing":
+        message = "missing: a config file spells out every value"
+    elif where and not isinstance(first["input"], Mapping):
+        message = f"{message} (got {first['input']!r})"
+    return f"{where}: {message}" if where else message
+
+
+def parse_config(text: str, overrides: Sequence[str] = (), source: str = "config") -> StudyConfig:
+    """Parse YAML text and `section.field=value` overrides.
+
+    Raises:
+        InputError: one line naming the source, field and rule.
+    """
+    tree = _parse_yaml(text, source)
+    if not isinstance(tree, dict):
+        raise InputError(f"{source}: not a mapping of sections")
+    for override in overrides:
+        _set(tree, override)
+    try:
+        return StudyConfig.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"{source}: {_explain(error)}") from None
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
+    """Read a config file. Raises InputError when it is absent, unreadable or does not hold."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({type(error).__name__}): name a YAML file") from None
+    return parse_config(text, overrides, str(path))
+
+
+def for_weak_n(value: Number | Mapping[int, Number], weak_n: int) -> Number:
+    """The value for one size of the weak set; weak_n 0 (p = 1) takes the smallest size's."""
+    if not isinstance(value, Mapping):
+        return value
+    return value[weak_n] if weak_n else value[min(value)]

@@ -1,0 +1,111 @@
+"""Read a CheXpert-format CSV: paths, patients, views and labels, selected by name and never by position."""
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from chexseg_ray.data.pathologies import names_of
+from chexseg_ray.errors import InputError
+
+COLUMNS = (
+    "Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity",
+    "Lung Lesion", "Edema", "Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other",
+    "Fracture", "Support Devices",
+)  # fmt: skip
+
+_LABELS = {"": np.nan, "1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "-1.0": -1.0}
+_BELOW_SPLIT = re.compile(r"(?:^|/)((?:train|valid|val|test)/(.+))$")
+
+
+def read_csv(data: bytes, source: str, pathologies: Sequence[str]) -> pd.DataFrame:
+    """Parse a CheXpert CSV.
+
+    Args:
+        data: the file's bytes; UTF-8, with or without BOM, LF or CRLF.
+        source: the file's name, for messages.
+        pathologies: K names, each a column of the file (Lung Opacity serves Airspace Opacity).
+
+    Returns:
+        One row an image, in file order: `path` (relative to the CSV's folder, from train/, valid/, val/ or test/ on, so that
+        every release's prefix works), `cxr_id`, `patient_id`, `view` (frontal | lateral) and one float column a pathology
+        with 1, 0, -1 (uncertain) or NaN (blank).
+
+    Raises:
+        InputError: with the column or row and the rule, for every fault of the file.
+    """
+    try:
+        table = pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=True)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{source}: no CSV that can be read ({str(error).splitlines()[0]}): give CheXpert's format") from None
+    if "Path" not in table.columns:
+        raise InputError(f"{source}: has no column 'Path': give CheXpert's format")
+    if table.empty:
+        raise InputError(f"{source}: has no rows: name another file")
+    paths = [_checked_path(path, source, row) for row, path in enumerate(table["Path"], start=2)]
+    parts = [_BELOW_SPLIT.search(path) for path in paths]
+    for row, (path, part) in enumerate(zip(paths, parts, strict=True), start=2):
+        if part is None:
+            raise InputError(f"{source} row {row}: Path {path!r} names no train/, valid/, val/ or test/ folder: give CheXpert's layout")
+    below = [part.group(2) for part in parts if part]
+    out = pd.DataFrame({"path": [part.group(1) for part in parts if part]})
+    out["cxr_id"] = [re.sub(r"\.\w+$", "", name).replace("/", "_") for name in below]
+    out["patient_id"] = [name.split("/", 1)[0] for name in below]
+    _refuse_duplicates(out["cxr_id"], source)
+    out["view"] = _views(table, out["cxr_id"], source)
+    for pathology in pathologies:
+        out[pathology] = _labels(table, pathology, source)
+    return out
+
+
+def _checked_path(path: str, source: str, row: int) -> str:
+    if not path or path.startswith(("/", "\\")) or ".." in path.replace("\\", "/").split("/") or re.search(r"[\x00-\x1f]|^\w+:", path):
+        raise InputError(f"{source} row {row}: Path {path!r} leaves the data root or is no plain relative path: correct the row")
+    return path
+
+
+def _refuse_duplicates(ids: pd.Series, source: str) -> None:
+    repeated = ids.duplicated()
+    if repeated.any():
+        row = int(np.flatnonzero(repeated.to_numpy())[0])
+        raise InputError(f"{source} row {row + 2}: Path of {ids.iloc[row]!r} stands twice: remove one row")
+
+
+def _views(table: pd.DataFrame, ids: pd.Series, source: str) -> list[str]:
+    if "Frontal/Lateral" not in table.columns:  # CheXlocalize's test_labels.csv: only the file name tells
+        return ["lateral" if name.endswith("lateral") else "frontal" for name in ids]
+    views = [view.strip().lower() for view in table["Frontal/Lateral"]]
+    for row, view in enumerate(views, start=2):
+        if view not in ("frontal", "lateral"):
+            raise InputError(f"{source} row {row}: Frontal/Lateral is {view!r}: write Frontal or Lateral")
+    return views
+
+
+def _labels(table: pd.DataFrame, pathology: str, source: str) -> npt.NDArray[np.float64]:
+    column = next((name for name in names_of(pathology) if name in table.columns), None)
+    if column is None:
+        near = " or ".join(repr(name) for name in names_of(pathology))
+        raise InputError(f"{source}: has no column {near}: correct the file or data.pathologies")
+    values = [_LABELS.get(text.strip()) for text in table[column]]
+    for row, (value, text) in enumerate(zip(values, table[column], strict=True), start=2):
+        if value is None:
+            raise InputError(f"{source} row {row}: {column} is {text!r}: a label is 1, 0, -1 or blank")
+    return np.asarray(values, dtype=np.float64)
+
+
+def refuse_shared_patients(patients: dict[str, Iterable[str]]) -> None:
+    """No patient may stand in two source files.
+
+    Raises:
+        InputError: naming the files and the first patients.
+    """
+    names = list(patients)
+    sets = {name: set(ids) for name, ids in patients.items()}
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            shared = sorted(sets[first] & sets[second])
+            if shared:
+                raise InputError(f"{first} and {second} share {len(shared)} patients ({', '.join(shared[:10])}): a patient belongs to one split")

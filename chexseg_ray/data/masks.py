@@ -1,0 +1,165 @@
+"""Masks as CheXlocalize stores them: COCO run-length encoding and polygons, read with checks, written bit-identically."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from chexseg_ray.data.images import MAX_PIXELS
+from chexseg_ray.data.pathologies import names_of
+from chexseg_ray.errors import InputError
+
+
+@dataclass(frozen=True)
+class Rle:
+    """A mask of height x width pixels as compressed COCO counts (column-major runs, first run of zeros)."""
+
+    height: int
+    width: int
+    counts: str
+
+
+def encode_rle(mask: npt.NDArray[np.bool_]) -> str:
+    """Compressed COCO counts of bool [h, w]: runs down the columns, each as base-32 digits of its difference to the run two before."""
+    flat = np.asarray(mask, dtype=bool).ravel(order="F")
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    edges = np.concatenate([[0], changes, [flat.size]])
+    runs = np.diff(edges).tolist()
+    if flat.size and flat[0]:
+        runs.insert(0, 0)
+    text = bytearray()
+    for i, run in enumerate(runs):
+        value = run - runs[i - 2] if i > 2 else run
+        while True:
+            digit = value & 0x1F
+            value >>= 5
+            done = value == (-1 if digit & 0x10 else 0)
+            text.append(48 + (digit if done else digit | 0x20))
+            if done:
+                break
+    return text.decode("ascii")
+
+
+def decode_runs(counts: str) -> list[int]:
+    """The run lengths of compressed COCO counts. Raises ValueError when the text is no such string."""
+    runs: list[int] = []
+    value = shift = 0
+    for byte in counts.encode("ascii", errors="replace"):
+        code = byte - 48
+        if not 0 <= code < 64 or shift > 60:
+            raise ValueError(f"counts hold {chr(byte)!r}, which no COCO run-length string does")
+        value |= (code & 0x1F) << shift
+        shift += 5
+        if not code & 0x20:
+            if code & 0x10:
+                value |= -1 << shift
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            if runs[-1] < 0:
+                raise ValueError("counts hold a run of negative length")
+            value = shift = 0
+    if shift:
+        raise ValueError("counts end in the middle of a number")
+    return runs
+
+
+def decode_rle(rle: Rle) -> npt.NDArray[np.bool_]:
+    """bool [height, width] of a mask.
+
+    Raises:
+        ValueError: a size out of bounds, or runs that do not add up to it; nothing is allocated before that is known.
+    """
+    if rle.height < 1 or rle.width < 1 or rle.height * rle.width > MAX_PIXELS:
+        raise ValueError(f"size {rle.height} x {rle.width} is out of bounds")
+    runs = decode_runs(rle.counts)
+    if sum(runs) != rle.height * rle.width:
+        raise ValueError(f"runs cover {sum(runs)} pixels, size {rle.height} x {rle.width} has {rle.height * rle.width}")
+    values = np.zeros(len(runs), dtype=bool)
+    values[1::2] = True
+    return np.repeat(values, runs).reshape((rle.height, rle.width), order="F")
+
+
+def rasterise(contours: Sequence[Sequence[Sequence[float]]], height: int, width: int) -> npt.NDArray[np.bool_]:
+    """Fill and outline polygons as CheXlocalize does (Pillow, 1-bit).
+
+    Args:
+        contours: each a list of [x, y] in pixels of the full-resolution image.
+        height: of that image, in pixels.
+        width: of that image, in pixels.
+
+    Returns:
+        bool [height, width], the union.
+    """
+    image = Image.new("1", (width, height))
+    draw = ImageDraw.Draw(image)
+    for contour in contours:
+        draw.polygon([(float(x), float(y)) for x, y in contour], outline=1, fill=1)
+    return np.asarray(image, dtype=bool)
+
+
+def read_mask_json(data: bytes, source: str, pathologies: Sequence[str]) -> dict[str, dict[str, Rle]]:
+    """Parse a CheXlocalize segmentation file (RLE) or annotation file (polygons, with img_size).
+
+    Args:
+        data: the file's bytes.
+        source: its name, for messages.
+        pathologies: the names wanted ("Lung Opacity" in the file serves Airspace Opacity).
+
+    Returns:
+        {cxr_id: {pathology: Rle}}, every wanted pathology for each id; runs and sizes are checked.
+
+    Raises:
+        InputError: naming the id, the pathology and the rule.
+    """
+    try:
+        raw = json.loads(data)
+    except (ValueError, RecursionError):
+        raise InputError(f"{source}: no JSON: give CheXlocalize's segmentation or annotation file") from None
+    if not isinstance(raw, dict) or not all(isinstance(entry, dict) for entry in raw.values()):
+        raise InputError(f"{source}: not {{cxr_id: {{pathology: mask}}}}: give CheXlocalize's segmentation or annotation file")
+    return {cxr_id: {name: _mask(entry, name, cxr_id, source) for name in pathologies} for cxr_id, entry in raw.items()}
+
+
+def _mask(entry: Mapping[str, object], pathology: str, cxr_id: str, source: str) -> Rle:
+    name = next((n for n in names_of(pathology) if n in entry), None)
+    where = f"{source}: {cxr_id!r}, {pathology}"
+    try:
+        if "img_size" in entry:
+            return _from_polygons(entry["img_size"], entry[name] if name else [])
+        if name is None:
+            raise ValueError("is missing (an empty mask is written as a run of zeros)")
+        return _from_rle(entry[name])
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{where}: {error}: correct the file") from None
+
+
+def _size(value: object) -> tuple[int, int]:
+    if not (isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) and v > 0 for v in value)):
+        raise ValueError(f"size is {value!r}, not [height, width]")
+    if value[0] * value[1] > MAX_PIXELS:
+        raise ValueError(f"size {value[0]} x {value[1]} is out of bounds")
+    return value[0], value[1]
+
+
+def _from_polygons(size: object, contours: object) -> Rle:
+    height, width = _size(size)
+    if not isinstance(contours, list):
+        raise ValueError("contours are no list")
+    return Rle(height, width, encode_rle(rasterise(contours, height, width)))
+
+
+def _from_rle(value: object) -> Rle:
+    if not isinstance(value, dict) or not isinstance(value.get("counts"), str):
+        raise ValueError("is not {size, counts} with counts as text")
+    height, width = _size(value.get("size"))
+    covered = sum(decode_runs(value["counts"]))
+    if covered != height * width:
+        raise ValueError(f"runs cover {covered} pixels, size {height} x {width} has {height * width}")
+    return Rle(height, width, value["counts"])
+
+
+def is_empty(rle: Rle) -> bool:
+    """Whether a mask has no pixel set."""
+    return sum(decode_runs(rle.counts)[1::2]) == 0

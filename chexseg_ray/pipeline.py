@@ -1,0 +1,182 @@
+"""The study as a graph of Steps: one small function a step. No Ray, no I/O.
+
+Each function picks exactly the config fields that shape the step's numbers. Splits are steps of their own, so that the
+test split is an ancestor of `evaluation` alone (tests/test_pipeline.py walks the graph).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from chexseg_ray.artifacts import Step
+from chexseg_ray.config import ClassifierConfig, StudyConfig, for_weak_n
+
+EXPERT_SPLITS = ("expert_train", "validation")
+
+# bumped when the algorithm of a step changes its numbers
+VERSIONS = {
+    "phantom": 1, "manifest": 1, "images": 1, "classifier": 1, "cams": 1, "pseudo_masks": 1, "segmentation": 1, "evaluation": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One training of the sweep. `method` is None and `weak_n` 0 where no pseudo mask is drawn (p = 1)."""
+
+    method: str | None
+    p: float
+    init: str
+    weak_n: int
+    num_expert: int | None
+    trial: int
+
+    def canonical(self) -> "SweepPoint":
+        """Points that are the same training become equal."""
+        return replace(self, method=None, weak_n=0) if self.p == 1 else self
+
+    @property
+    def label(self) -> str:
+        parts = [self.method or "expert", f"p={self.p:g}", f"init={self.init}"]
+        parts += [f"weak_n={self.weak_n}"] if self.weak_n else []
+        parts += [f"num_expert={self.num_expert}"] if self.num_expert is not None else []
+        return " ".join([*parts, f"trial={self.trial}"])
+
+
+@dataclass(frozen=True)
+class Study:
+    """All sweep points with the evaluation step of each; everything else hangs below."""
+
+    points: tuple[tuple[SweepPoint, Step], ...]
+
+    def steps(self) -> list[Step]:
+        """Every step once, inputs before what is made from them."""
+        seen: dict[str, Step] = {}
+        for _, evaluation in self.points:
+            for step in (*evaluation.ancestors(), evaluation):
+                seen.setdefault(step.address, step)
+        return list(seen.values())
+
+    def upstream(self) -> list[Step]:
+        """The steps that trials share: all but segmentation and evaluation."""
+        return [step for step in self.steps() if step.name not in ("segmentation", "evaluation")]
+
+
+def _step(name: str, config: Mapping[str, Any], **inputs: Step) -> Step:
+    return Step(name, VERSIONS[name], config, inputs)
+
+
+def study_graph(config: StudyConfig, sources: Mapping[str, str]) -> Study:
+    """The graph of a study.
+
+    Args:
+        config: the parsed config.
+        sources: sha256 of each CSV and JSON source by its field of `data` (weak_csv, expert_masks, ...); empty for the phantom.
+    """
+    return _Graph(config, sources).study()
+
+
+class _Graph:
+    def __init__(self, config: StudyConfig, sources: Mapping[str, str]) -> None:
+        self.config = config
+        self.sources = sources
+        phantom = config.data.phantom.model_dump(mode="json")
+        self.phantom = {"phantom": _step("phantom", phantom)} if config.data.root is None else {}
+
+    def study(self) -> Study:
+        points = sweep_points(self.config)
+        return Study(tuple((point, self.evaluation(point)) for point in points))
+
+    def manifest(self, split: str) -> Step:
+        data = self.config.data
+        own_test = split == "test" and data.test_csv is not None
+        fields = ("test_csv", "test_masks") if own_test else ("weak_csv",) if split == "weak" else ("expert_csv", "expert_masks")
+        shared: dict[str, Any] = {"split": split, "pathologies": list(data.pathologies), "views": list(data.views)}
+        if not own_test and split != "weak":
+            shared |= {"num_validation": data.num_validation, "num_test": data.num_test, "split_seed": data.split_seed}
+        # the phantom's files are named by its own step, a user's by their content
+        identity = {"files": [getattr(data, f) for f in fields]} if self.phantom else {"sha256": {f: self.sources[f] for f in fields}}
+        return _step("manifest", {**shared, **identity}, **self.phantom)
+
+    def images(self, split: str) -> Step:
+        return _step("images", {"split": split, "size": self.config.data.image_size}, manifest=self.manifest(split))
+
+    def _split_inputs(self, *splits: str) -> dict[str, Step]:
+        out = {}
+        for split in splits:
+            if split == "weak" or split == "test" or self.config.data.expert_csv is not None:
+                out[f"manifest_{split}"], out[f"images_{split}"] = self.manifest(split), self.images(split)
+        return out
+
+    def classifier(self, section: ClassifierConfig) -> Step:
+        config = section.model_dump(mode="json")
+        config |= {"pathologies": list(self.config.data.pathologies), "size": self.config.data.image_size}
+        return _step("classifier", config, **self._split_inputs(*section.train_splits, *section.validation_splits))
+
+    def cams(self) -> Step:
+        """Of the weak images, and of the expert training images when thresholds are tuned on them: one pass, one set of actors."""
+        config: dict[str, Any] = {**self.config.cams.model_dump(mode="json"), "pathologies": list(self.config.data.pathologies)}
+        config["splits"] = ["weak", *(["expert_train"] if self.config.pseudo_masks.thresholds == "tuned" else [])]
+        images = {f"images_{split}": self.images(split) for split in config["splits"]}
+        return _step("cams", config, classifier=self.classifier(self.config.classifier), **images)
+
+    def pseudo_masks(self, point: SweepPoint) -> Step:
+        section = self.config.pseudo_masks
+        config: dict[str, Any] = {
+            "method": point.method,
+            "pathologies": list(self.config.data.pathologies),
+            "size": self.config.data.image_size,
+            "gate": section.gate,
+            "thresholds": section.thresholds,
+        }
+        if section.gate == "probability":
+            config["gate_probability"] = section.gate_probability
+        inputs = {"cams": self.cams(), "manifest": self.manifest("weak")}
+        if section.thresholds == "tuned":
+            config |= {"grid_step": section.grid_step, **self._expert_subset(point)}
+            inputs |= self._split_inputs("expert_train")
+        elif section.thresholds == "fixed":
+            config["fixed_threshold"] = section.fixed_threshold
+        return _step("pseudo_masks", config, **inputs)
+
+    def _expert_subset(self, point: SweepPoint) -> dict[str, Any]:
+        if point.num_expert is None:
+            return {"num_expert": None}
+        return {"num_expert": point.num_expert, "sweep_seed": self.config.sweep.seed, "trial": point.trial}
+
+    def segmentation(self, point: SweepPoint) -> Step:
+        section = self.config.segmentation
+        config = section.model_dump(mode="json", exclude={"learning_rate", "num_updates", "fixed_threshold", "min_positives"})
+        if section.thresholds == "tuned" or section.checkpoint == "best":
+            config["min_positives"] = section.min_positives
+        config |= {
+            "fixed_threshold": section.fixed_threshold,
+            "learning_rate": for_weak_n(section.learning_rate, point.weak_n),
+            "num_updates": for_weak_n(section.num_updates, point.weak_n),
+            "pathologies": list(self.config.data.pathologies),
+            "size": self.config.data.image_size,
+            "p": point.p,
+            "weak_n": point.weak_n,
+            "num_expert": point.num_expert,
+            "init": point.init,
+            "trial": point.trial,
+            "sweep_seed": self.config.sweep.seed,
+        }
+        inputs = self._split_inputs(*EXPERT_SPLITS)
+        if point.p < 1:
+            inputs |= {"pseudo_masks": self.pseudo_masks(point), "images_weak": self.images("weak")}
+        if point.init == "chexpert":
+            inputs["encoder"] = self.classifier(self.config.encoder_classifier)
+        return _step("segmentation", config, **inputs)
+
+    def evaluation(self, point: SweepPoint) -> Step:
+        inputs = {"segmentation": self.segmentation(point), **self._split_inputs("test")}
+        return _step("evaluation", {"pathologies": list(self.config.data.pathologies), "size": self.config.data.image_size}, **inputs)
+
+
+def sweep_points(config: StudyConfig) -> list[SweepPoint]:
+    """The canonical points of the grid, each once, in the config's order with trials innermost."""
+    s = config.sweep
+    grid = product(s.method, s.init, s.weak_n, s.num_expert, s.p, range(s.trials))
+    points = (SweepPoint(m, p, i, n, e, t).canonical() for m, i, n, e, p, t in grid)
+    return list(dict.fromkeys(points))

@@ -1,0 +1,35 @@
+"""Progress for people: a bar that moves on a terminal, a line now and then in a log."""
+
+import sys
+import time
+from collections.abc import Callable
+
+_LOG_SECONDS = 15.0
+
+
+def say(text: str) -> None:
+    """One line, at once."""
+    print(text, flush=True)
+
+
+def track(label: str, total: int) -> Callable[[int, str], None]:
+    """A function of (done, note) that shows how far a piece of work is."""
+    start = time.monotonic()
+    last = [start]
+    terminal = sys.stdout.isatty()
+
+    def show(done: int, note: str = "") -> None:
+        now = time.monotonic()
+        if not terminal and done < total and now - last[0] < _LOG_SECONDS:
+            return
+        last[0] = now
+        left = (now - start) / done * (total - done) if done else 0.0
+        text = f"{label} {done}/{total}" + (f", {note}" if note else "") + (f", about {left:.0f} s left" if done < total else "")
+        if not terminal:
+            say(f"  {text}")
+            return
+        filled = round(24 * done / max(1, total))
+        end = "\n" if done >= total else ""
+        print(f"\r\x1b[K  [{'#' * filled}{'.' * (24 - filled)}] {text}", end=end, flush=True)
+
+    return show

@@ -1,0 +1,131 @@
+"""The report of a study: results.csv, table.md, the figure, and one self-contained HTML page. From records alone."""
+
+import base64
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from chexseg_ray.artifacts import Record, Store
+from chexseg_ray.config import StudyConfig
+from chexseg_ray.data.phantom import LICENCE
+from chexseg_ray.pipeline import Study
+from chexseg_ray.progress import say
+from chexseg_ray.report.figures import curves, miou_over_p
+from chexseg_ray.report.results import PointResult, SettingResult, mean_of_defined, point_results, setting_results
+from chexseg_ray.report.tables import header, long_csv, main_rows, markdown, number, terminal
+
+_TEXT = {
+    "pooled": "Pixels summed over the test set, then the ratio, at model resolution without padding: the paper's IoU.",
+    "per_image": "The ratio of each image at its original resolution, then the mean; images without prediction and truth left out.",
+    "per_image_true_pos_only": "CheXlocalize's default: also without images where either prediction or truth is empty, so that "
+    "missed findings do not count.",
+}
+
+
+def write_report(config: StudyConfig, study: Study, store: Store) -> None:
+    """Write `report/{report.name}/` into the store and print the main table and the page's path."""
+    pathologies, level = config.data.pathologies, config.report.interval_level
+    points = point_results(study, store, pathologies)
+    settings = setting_results(study, points, level)
+    folder = f"report/{config.report.name}"
+    names = header(pathologies)
+    figure = miou_over_p(settings, "pooled", level)
+    main = main_rows(settings, "pooled")
+    page = _page(config, study, store, points, settings, figure["png"])
+    data = [{"line": label, "points": line} for label, line in curves(settings, "pooled").items()]
+    files = {
+        "index.html": page.encode(),
+        "results.csv": long_csv(points, settings, pathologies, level).encode(),
+        "table.md": markdown(main, names).encode(),
+        "miou_over_p.png": figure["png"],
+        "miou_over_p.svg": figure["svg"],
+        "miou_over_p.json": json.dumps(_finite(data), indent=1).encode(),
+    }
+    for name, content in files.items():
+        store.put(f"{folder}/{name}", content)
+    say(terminal(main, names, 7))
+    say(f"{len(points)} of {len(study.points)} points; report: {store.path(folder)}/index.html")
+
+
+def _finite(value: Any) -> Any:
+    """NaN as null, throughout."""
+    if isinstance(value, float):
+        return None if value != value else value
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def licence_note(config: StudyConfig) -> str:
+    """The licence and use note of the data source."""
+    if config.data.root is None:
+        return LICENCE
+    return config.data.licence or "licence not stated in data.licence: the terms of the data's own source hold; research use only."
+
+
+def _page(config: StudyConfig, study: Study, store: Store, points: Sequence[PointResult], settings: Sequence[SettingResult], png: bytes) -> str:
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(loader=PackageLoader("chexseg_ray", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    built = {result.point for result in points}
+    return environment.get_template("page.html.j2").render(
+        title=config.report.title,
+        built=len(points),
+        planned=len(study.points),
+        licence=licence_note(config),
+        failures=[_failure(store, point.label, step.address) for point, step in study.points if point not in built],
+        figure=base64.b64encode(png).decode(),
+        names=header(config.data.pathologies),
+        tables=[{"title": f"IoU, {name.replace('_', ' ')}", "text": text, "rows": main_rows(settings, name)} for name, text in _TEXT.items()],
+        pathologies=config.data.pathologies,
+        splits=_splits(study, store, config.data.pathologies),
+        facts=_facts(config, study, store),
+        root=store.root,
+        records=[_record_row(result) for result in points],
+    )
+
+
+def _failure(store: Store, label: str, address: str) -> str:
+    try:
+        return f"{label}: {json.loads(store.get(f'{address}/failed.json'))['error']}"
+    except FileNotFoundError:
+        return f"{label}: not built"
+
+
+def _record_row(result: PointResult) -> list[str]:
+    iou = result.iou["pooled"]
+    return [result.point.label, result.record.address, number(mean_of_defined(iou, iou == iou), 4), f"{result.record.run['seconds']:.1f}"]
+
+
+def _splits(study: Study, store: Store, pathologies: Sequence[str]) -> list[list[str]]:
+    rows = []
+    for step in study.upstream():
+        if step.name == "images" and (images := store.find(step)) and (manifest := store.find(step.inputs["manifest"])):
+            positive = manifest.metrics["positive_masks"] or manifest.metrics["positive_labels"]
+            cells = [step.config["split"], images.rows, images.rejects, manifest.metrics["patients"], *(positive[n] for n in pathologies)]
+            rows.append([str(cell) for cell in cells])
+    return rows
+
+
+def _facts(config: StudyConfig, study: Study, store: Store) -> list[tuple[str, str]]:
+    facts = []
+    for step in study.upstream():
+        record = store.find(step)
+        if record and step.name == "classifier":
+            area = record.metrics["validation_auroc"]
+            text = f"{record.metrics['selected']} of {step.config['num_updates']} updates"
+            facts.append((f"{step.config['architecture']} classifier", text + (f", mean validation AUROC {area:.3f}" if area is not None else "")))
+        if record and step.name == "pseudo_masks":
+            facts.append((f"{step.config['method']} thresholds", _thresholds(record)))
+    s = config.segmentation
+    facts.append(("segmentation", f"DeepLabv3+ {s.encoder}, batch {s.batch_size}, {s.num_updates} updates, learning rate {s.learning_rate}"))
+    facts.append(("image size", f"{config.data.image_size} px, letterboxed"))
+    facts.append(("intervals", f"{config.report.interval_level:.0%} Student t over trials, given this test set and these shared upstream models"))
+    return facts
+
+
+def _thresholds(record: Record) -> str:
+    chosen = record.metrics.get("thresholds")
+    if chosen is None:
+        return "Otsu, for each map"
+    return ", ".join(f"{name} {c['threshold']:.2f} ({c['source']})" for name, c in chosen.items())

@@ -1,0 +1,91 @@
+"""Tables: the long CSV with every number, the Markdown and terminal forms of the main table."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+
+from chexseg_ray.evaluation.intervals import Interval
+from chexseg_ray.report.results import AGGREGATIONS, PointResult, SettingResult, mean_of_defined
+
+COLUMNS = (
+    "method", "init", "p", "weak_n", "num_expert", "trial", "pathology", "aggregation", "iou", "low", "high", "n", "undefined",
+    "interval", "record",
+)  # fmt: skip
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number for people; an undefined one is a dash."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def with_interval(interval: Interval) -> str:
+    """`.270 (.261 to .279)`; without an interval, the reason in brackets."""
+    if math.isnan(interval.low):
+        return f"{number(interval.mean)} ({interval.reason})"
+    return f"{number(interval.mean)} ({number(interval.low)} to {number(interval.high)})"
+
+
+def setting_cells(result: SettingResult) -> list[str]:
+    """method, init, weak_n, num_expert, p of a setting, as text."""
+    s = result.setting
+    return [s.method or "expert masks only", s.init, str(s.weak_n or "–"), str(s.num_expert or "all"), f"{s.p:g}"]
+
+
+def long_csv(points: Sequence[PointResult], settings: Sequence[SettingResult], pathologies: Sequence[str], level: float) -> str:
+    """Every number as one row: trials one by one, then trial `all` with its interval. Blank where undefined."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for result in points:
+        s = result.point
+        axes = {"method": s.method or "", "init": s.init, "p": s.p, "weak_n": s.weak_n, "num_expert": s.num_expert or "", "trial": s.trial}
+        for name in AGGREGATIONS:
+            iou = result.iou[name]
+            defined = iou == iou
+            rows = [*zip(pathologies, iou.tolist(), strict=True), ("mean", mean_of_defined(iou, defined))]
+            for pathology, value in rows:
+                own = {"pathology": pathology, "aggregation": name, "iou": _blank(value), "n": 1, "record": result.record.address}
+                writer.writerow(axes | own | {"undefined": int((~defined).sum()) if pathology == "mean" else int(math.isnan(value))})
+    for setting in settings:
+        s = setting.setting
+        axes = {"method": s.method or "", "init": s.init, "p": s.p, "weak_n": s.weak_n, "num_expert": s.num_expert or "", "trial": "all"}
+        for name in AGGREGATIONS:
+            rows_of = [*zip(pathologies, setting.pathologies[name], strict=False), ("mean", setting.mean[name])]
+            for pathology, interval in rows_of:
+                own = {"pathology": pathology, "aggregation": name, "iou": _blank(interval.mean), "n": interval.n}
+                own |= {"low": _blank(interval.low), "high": _blank(interval.high)}
+                own |= {"interval": interval.reason or f"t over trials, {level:g}"}
+                writer.writerow(axes | own | {"undefined": setting.undefined[name] if pathology == "mean" else setting.trials - interval.n})
+    return stream.getvalue()
+
+
+def _blank(value: float) -> str:
+    return "" if math.isnan(value) else repr(value)
+
+
+def main_rows(settings: Sequence[SettingResult], aggregation: str) -> list[list[str]]:
+    """The main table's cells: setting, n of m trials, mean with interval, one IoU a pathology."""
+    rows = []
+    for result in settings:
+        each = [number(i.mean) for i in result.pathologies[aggregation]]
+        rows.append([*setting_cells(result), f"{result.trials} of {result.planned}", with_interval(result.mean[aggregation]), *each])
+    return rows
+
+
+def header(pathologies: Sequence[str]) -> list[str]:
+    """The main table's column names."""
+    return ["masks", "init", "weak_n", "experts", "p", "trials", "mIoU (interval)", *pathologies]
+
+
+def markdown(rows: Sequence[Sequence[str]], names: Sequence[str]) -> str:
+    """A GitHub table."""
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def terminal(rows: Sequence[Sequence[str]], names: Sequence[str], columns: int) -> str:
+    """The first columns, aligned."""
+    cut = [list(row)[:columns] for row in [names, *rows]]
+    widths = [max(len(row[i]) for row in cut) for i in range(columns)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cut)

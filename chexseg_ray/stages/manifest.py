@@ -1,0 +1,120 @@
+"""Read the sources of one split: who is in it, with which labels and expert masks. Runs in the driver, before Ray starts.
+
+INPUT   CSV rows {Path, ..., labels}; mask JSON {cxr_id: {pathology: RLE}}
+OUTPUT  manifest.parquet {cxr_id, patient_id, path, view, height, width, labels[K], rle_original[K]}, sorted by cxr_id
+FAN-OUT one row an image of the split
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from chexseg_ray.data.chexpert import read_csv, refuse_shared_patients
+from chexseg_ray.data.masks import Rle, is_empty, read_mask_json
+from chexseg_ray.data.splits import split_by_patient
+from chexseg_ray.errors import InputError
+from chexseg_ray.stages.execution import Made, Source, Task
+from chexseg_ray.stages.tables import manifest_schema
+
+Masks = dict[str, dict[str, Rle]]
+
+
+def make(task: Task) -> Made:
+    """Read, check and split."""
+    config = task.step.config
+    split, pathologies = config["split"], config["pathologies"]
+    files = task.execution.files
+    source = task.open_source()
+    own_test = split == "test" and files["test_csv"] is not None
+    csv_field = "weak_csv" if split == "weak" else "test_csv" if own_test else "expert_csv"
+    name = files[csv_field]
+    assert name is not None, csv_field
+    table = read_csv(_read(source, name), name, pathologies)
+    _refuse_outside(source, name, table["path"])
+    table = table[table["view"].isin(config["views"])]
+    masks: Masks = {}
+    if split != "weak":
+        masks_name = files["test_masks" if own_test else "expert_masks"]
+        assert masks_name is not None
+        masks = read_mask_json(_read(source, masks_name), masks_name, pathologies)
+        table = _annotated(table, masks, name, masks_name)
+        if not own_test:
+            table = table[_expert_splits(table, masks, config) == split]
+    if table.empty:
+        raise InputError(f"{name}: no image is left for the split {split!r}: check data.views, num_validation and num_test")
+    table = table.sort_values("cxr_id")
+    entry = task.attempt.write_table("manifest.parquet", _to_arrow(table, masks, pathologies))
+    return Made([entry], rows=len(table), metrics=_summary(table, masks, pathologies))
+
+
+def check_sources(source: Source, files: dict[str, str | None], pathologies: Sequence[str]) -> None:
+    """What no single manifest sees: a patient in two of the CSV files.
+
+    Raises:
+        InputError: naming files and patients.
+    """
+    names = [name for field in ("weak_csv", "expert_csv", "test_csv") if (name := files[field]) is not None]
+    refuse_shared_patients({name: read_csv(_read(source, name), name, pathologies)["patient_id"] for name in names})
+
+
+def _read(source: Source, name: str) -> bytes:
+    try:
+        return source.read(name)
+    except FileNotFoundError:
+        raise InputError(f"{source.base}/{name}: is not there: check data.root and the file names in the data section") from None
+    except IsADirectoryError:
+        raise InputError(f"{source.base}/{name}: is a folder: name a file") from None
+
+
+def _refuse_outside(source: Source, csv_name: str, paths: pd.Series) -> None:
+    """On a local root, no row may reach outside through a link."""
+    if not isinstance(source.filesystem, pafs.LocalFileSystem):
+        return
+    root = os.path.realpath(source.base)
+    folder = Path(source.base) / Path(csv_name).parent
+    for row, path in enumerate(paths, start=2):
+        if not os.path.realpath(folder / path).startswith(root + os.sep):
+            raise InputError(f"{csv_name} row {row}: Path {path!r} leads out of the data root through a link: copy the file into it")
+
+
+def _annotated(table: pd.DataFrame, masks: Masks, csv_name: str, masks_name: str) -> pd.DataFrame:
+    unknown = sorted(set(masks) - set(table["cxr_id"]))
+    if unknown:
+        raise InputError(f"{masks_name}: {len(unknown)} ids are not in {csv_name}, first {unknown[0]!r}: correct the file or data.views")
+    return table[table["cxr_id"].isin(masks.keys())]
+
+
+def _expert_splits(table: pd.DataFrame, masks: Masks, config: Mapping[str, Any]) -> npt.NDArray[np.object_]:
+    positives = np.array([[not is_empty(masks[i][name]) for name in config["pathologies"]] for i in table["cxr_id"]], dtype=bool)
+    sizes = {"validation": float(config["num_validation"]), "test": float(config["num_test"] or 0)}
+    sizes["expert_train"] = len(table) - sum(sizes.values())
+    if sizes["expert_train"] < 1:
+        raise InputError(f"{len(table)} annotated images cannot give {sizes['validation']:g} for validation and {sizes['test']:g} for test")
+    wanted = {name: size for name, size in sizes.items() if size}
+    return split_by_patient(list(table["patient_id"]), positives, wanted, int(config["split_seed"]))
+
+
+def _to_arrow(table: pd.DataFrame, masks: Masks, pathologies: Sequence[str]) -> pa.Table:
+    matrix = table[list(pathologies)].to_numpy(dtype=np.float64)
+    own = [masks.get(cxr_id) for cxr_id in table["cxr_id"]]
+    sizes = [next(iter(m.values())) if m else None for m in own]
+    columns = {name: list(table[name]) for name in ("cxr_id", "patient_id", "path", "view")} | {
+        "height": [size.height if size else None for size in sizes],
+        "width": [size.width if size else None for size in sizes],
+        "labels": [[None if np.isnan(v) else int(v) for v in line] for line in matrix],
+        "rle_original": [[m[name].counts for name in pathologies] if m else None for m in own],
+    }
+    return pa.table(columns, schema=manifest_schema(pathologies))
+
+
+def _summary(table: pd.DataFrame, masks: Masks, pathologies: Sequence[str]) -> dict[str, object]:
+    positive = {name: int((table[name] == 1).sum()) for name in pathologies}
+    annotated = {name: sum(not is_empty(masks[i][name]) for i in table["cxr_id"]) for name in pathologies} if masks else {}
+    return {"patients": int(table["patient_id"].nunique()), "positive_labels": positive, "positive_masks": annotated}

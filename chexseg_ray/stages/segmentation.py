@@ -1,0 +1,248 @@
+"""Train DeepLabv3+ for one sweep point.
+
+INPUT   images {cxr_id, pixels} and masks {cxr_id, rle[K]} of expert_train and validation; with p < 1 the weak images and
+        their pseudo masks; with init chexpert a ResNet18 classifier's weights
+OUTPUT  weights.safetensors; thresholds[K] with their sources in the record
+FAN-OUT one training a point; inside a trial of the sweep, or alone
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from chexseg_ray.artifacts import Attempt, Record
+from chexseg_ray.data.images import content_box
+from chexseg_ray.errors import InputError
+from chexseg_ray.evaluation.thresholds import (
+    SEGMENTATION_GRID,
+    Choice,
+    ScoreHistogram,
+    choose_segmentation_thresholds,
+    common_pathologies,
+)
+from chexseg_ray.pretraining.encoders import encoder_state, load_encoder
+from chexseg_ray.segmentation.deeplab import build_deeplab
+from chexseg_ray.segmentation.mixing import draw_batch, expert_subset, trial_seed, weak_subset
+from chexseg_ray.segmentation.training import predict, segmentation_update
+from chexseg_ray.stages.classifier import load_classifier
+from chexseg_ray.stages.execution import Made, Task
+from chexseg_ray.stages.pool import Rows, accepted_ids, load_masks, load_pixels, shared_rows, unpack_masks
+from chexseg_ray.stages.train import NanLossError, Report, begin, result, run_training
+from chexseg_ray.stages.training_state import Progress, StateKeeper, from_safetensors, to_safetensors
+
+
+@dataclass(frozen=True)
+class MaskedSet:
+    """Images with masks: ids, pixels, bit-packed masks, and the original sizes {cxr_id: (height, width)}."""
+
+    ids: list[str]
+    pixels: Rows
+    masks: Rows
+    sizes: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class SegmentationJob:
+    """Everything a training needs, picklable; `shared` holds references into the object store."""
+
+    config: Mapping[str, Any]
+    inputs: Mapping[str, Record]
+    attempt: Attempt
+    threads: int
+    state_seconds: float
+    shared: Mapping[str, Any]
+
+    def masked_set(self, images: str, masks: str, ids: list[str]) -> MaskedSet:
+        """The rows of some ids from an images and a masks input."""
+        store, image_record, mask_record = self.attempt.store, self.inputs[images], self.inputs[masks]
+        pixels = shared_rows(self.shared, f"{image_record.address}/images", lambda: load_pixels(store, image_record, set(ids)))
+        size = self.config["size"]
+        packed = shared_rows(self.shared, f"{mask_record.address}/masks", lambda: load_masks(store, mask_record, size, set(ids)))
+        wanted = set(ids)
+        columns = ["cxr_id", "height", "width"]
+        table = store.read_tables(mask_record, "masks/", columns).to_pylist() if ids else []
+        return MaskedSet(ids, pixels, packed, {r["cxr_id"]: (r["height"], r["width"]) for r in table if r["cxr_id"] in wanted})
+
+    def expert_ids(self) -> list[str]:
+        """The expert training images that the point may use."""
+        if "images_expert_train" not in self.inputs:
+            return []
+        ids = accepted_ids(self.attempt.store, self.inputs["images_expert_train"])
+        return expert_subset(ids, self.config["sweep_seed"], self.config["trial"], self.config["num_expert"])
+
+    def weak_ids(self) -> list[str]:
+        """The weak images of the point's trial."""
+        if "pseudo_masks" not in self.inputs:
+            return []
+        ids = accepted_ids(self.attempt.store, self.inputs["pseudo_masks"])
+        if self.config["weak_n"] > len(ids):
+            raise InputError(f"sweep.weak_n={self.config['weak_n']} exceeds the {len(ids)} accepted weak images: choose a smaller one")
+        return weak_subset(ids, self.config["sweep_seed"], self.config["trial"], self.config["weak_n"])
+
+
+def make(task: Task) -> Made:
+    """Train to num_updates, going on from a saved state when there is one."""
+    execution, resources = task.execution, task.execution.segmentation
+    job = SegmentationJob(dict(task.step.config), dict(task.inputs), task.attempt, resources.threads, execution.state_seconds, execution.shared)
+    return run_training(train, job, resources, execution, f"segmentation-{task.step.fingerprint}")
+
+
+def build_model(config: Mapping[str, Any]) -> nn.Module:
+    """The network of a segmentation step, with random weights."""
+    return build_deeplab(config["encoder"], len(config["pathologies"]), config["output_stride"], config["atrous_rates"])
+
+
+def _initial_model(job: SegmentationJob, seed: int) -> tuple[nn.Module, str]:
+    """The network with its encoder's initialisation, and the normalisation that goes with the encoder's weights."""
+    torch.manual_seed(seed)
+    model = build_model(job.config)
+    if "encoder" not in job.inputs:
+        return model, str(job.config["normalisation"])
+    classifier, facts = load_classifier(job.attempt.store, job.inputs["encoder"])
+    encoder: Any = model.encoder
+    load_encoder(encoder, encoder_state(classifier.state_dict()))
+    return model, str(facts["normalisation"])
+
+
+def train(job: SegmentationJob, report: Report) -> None:
+    """The training loop (Adam, constant learning rate, class average Dice)."""
+    config, start = job.config, time.monotonic()
+    seed = trial_seed(config["sweep_seed"], config["trial"])
+    device = begin(seed, job.threads)
+    model, normalisation = _initial_model(job, seed)
+    model = model.to(device).train()
+    optimiser = torch.optim.Adam(model.parameters(), lr=config["learning_rate"], fused=True)
+    keeper = StateKeeper(job.attempt, job.state_seconds)
+    progress = keeper.load(model, optimiser)
+    expert = job.masked_set("images_expert_train", "images_expert_train", ids) if (ids := job.expert_ids()) else None
+    weak = job.masked_set("images_weak", "pseudo_masks", ids) if (ids := job.weak_ids()) else None
+    validation = _validation_set(job)
+    total = config["num_updates"]
+    due = {math.ceil(total * (i + 1) / config["num_validations"]) for i in range(config["num_validations"])}
+    while progress.update < total:
+        ids, pixels, masks = _batch(config, expert, weak, seed, progress.update)
+        torch.manual_seed((seed << 24) + progress.update)  # dropout
+        inputs = torch.from_numpy(pixels).to(device), torch.from_numpy(masks).to(device)
+        loss = segmentation_update(model, optimiser, *inputs, normalisation, config["dice_smoothing"])
+        if not math.isfinite(loss):
+            raise NanLossError(f"segmentation update {progress.update}: loss is {loss}, images {', '.join(ids)}")
+        progress.update += 1
+        if progress.update in due:
+            score = _validate(model, validation, config, normalisation, device)
+            progress.history.append({"update": progress.update, "loss": loss} | ({} if math.isnan(score) else {"validation_miou": score}))
+            if config["checkpoint"] == "best":
+                progress.keep_if_best(model, score)
+            report(dict(progress.history[-1]))
+        keeper.save_if_due(model, optimiser, progress)
+    if progress.best:
+        model.load_state_dict(progress.best)
+    choices = _thresholds(model, expert, validation, config, normalisation, device)
+    _finish(job, model, normalisation, progress, choices, device, report, time.monotonic() - start)
+
+
+def _batch(
+    config: Mapping[str, Any], expert: MaskedSet | None, weak: MaskedSet | None, seed: int, update: int
+) -> tuple[list[str], npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    sizes = len(expert.ids) if expert else 0, len(weak.ids) if weak else 0
+    is_expert, index = draw_batch(*sizes, config["batch_size"], config["p"], seed, update)
+    ids, pixels, masks = [], [], []
+    for from_expert, i in zip(is_expert, index, strict=True):
+        source = expert if from_expert else weak
+        assert source is not None
+        ids.append(source.ids[i])
+        pixels.append(source.pixels.gather([source.ids[i]])[0])
+        masks.append(source.masks.gather([source.ids[i]])[0])
+    return ids, np.stack(pixels), unpack_masks(np.stack(masks), config["size"])
+
+
+def _validation_set(job: SegmentationJob) -> MaskedSet | None:
+    if "images_validation" not in job.inputs:
+        return None
+    ids = accepted_ids(job.attempt.store, job.inputs["images_validation"])
+    return job.masked_set("images_validation", "images_validation", ids)
+
+
+def score_histogram(
+    model: nn.Module, images: MaskedSet, config: Mapping[str, Any], normalisation: str, device: torch.device
+) -> tuple[ScoreHistogram, npt.NDArray[np.int64]]:
+    """Scores against truth over the content of a set, in eval mode, and each pathology's number of positive images."""
+    size, count = config["size"], len(config["pathologies"])
+    histogram = ScoreHistogram(count, SEGMENTATION_GRID)
+    positives = np.zeros(count, dtype=np.int64)
+    for start in range(0, len(images.ids), 8):
+        ids = images.ids[start : start + 8]
+        scores = predict(model, images.pixels.gather(ids), normalisation, device)
+        truth = unpack_masks(images.masks.gather(ids), size)
+        for i, cxr_id in enumerate(ids):
+            box = content_box(*images.sizes[cxr_id], size)
+            positives += truth[i].any(axis=(1, 2))
+            for k in range(count):
+                histogram.add(k, scores[i, k, box.rows, box.columns], truth[i, k, box.rows, box.columns])
+    return histogram, positives
+
+
+def _validate(model: nn.Module, validation: MaskedSet | None, config: Mapping[str, Any], normalisation: str, device: torch.device) -> float:
+    """The mean over the validation set's common pathologies of the best threshold's pooled IoU; NaN without a set."""
+    if validation is None:
+        return math.nan
+    histogram, positives = score_histogram(model, validation, config, normalisation, device)
+    common = common_pathologies(positives, config.get("min_positives", 1))
+    return float(np.nan_to_num(histogram.iou()).max(axis=1)[common].mean())
+
+
+def _thresholds(
+    model: nn.Module, expert: MaskedSet | None, validation: MaskedSet | None, config: Mapping[str, Any], normalisation: str, device: torch.device
+) -> list[Choice]:  # fmt: skip
+    fixed = float(np.float32(config["fixed_threshold"]))
+    if config["thresholds"] == "fixed":
+        return [Choice(fixed, math.nan, "fixed") for _ in config["pathologies"]]
+    named = [("validation", validation, config["min_positives"]), ("expert_train", expert, 1)]
+    sources, minima = [], []
+    for name, images, minimum in named:
+        if images is not None:
+            sources.append((name, *score_histogram(model, images, config, normalisation, device)))
+            minima.append(minimum)
+    return choose_segmentation_thresholds(sources, minima, fixed)
+
+
+def _finish(
+    job: SegmentationJob, model: nn.Module, normalisation: str, progress: Progress, choices: list[Choice], device: torch.device,
+    report: Report, seconds: float,
+) -> None:  # fmt: skip
+    config = job.config
+    thresholds = {
+        name: {"threshold": c.threshold, "iou": None if math.isnan(c.iou) else c.iou, "source": c.source}
+        for name, c in zip(config["pathologies"], choices, strict=True)
+    }
+    keys = ("encoder", "output_stride", "atrous_rates", "pathologies", "size")
+    metadata = {k: config[k] for k in keys} | {"normalisation": normalisation}
+    entry = job.attempt.write("weights.safetensors", to_safetensors(dict(model.state_dict()), {"model": json.dumps(metadata)}))
+    metrics = {
+        "thresholds": thresholds,
+        "best_update": progress.best_update if progress.best else progress.update,
+        "validation_miou": progress.best_score if progress.best else None,
+        "history": progress.history,
+        "weak_ids": len(job.weak_ids()),
+        "expert_ids": len(job.expert_ids()),
+        "normalisation": normalisation,
+    }
+    report(result([entry], config["num_updates"] * config["batch_size"], metrics, {
+        "device": str(device), "threads": job.threads, "training_seconds": round(seconds, 2),
+    }))  # fmt: skip
+
+
+def load_segmentation(attempt_store: Any, record: Record) -> tuple[nn.Module, dict[str, Any]]:
+    """The trained network in eval mode on the CPU, and {encoder, output_stride, atrous_rates, pathologies, size, normalisation}."""
+    tensors, metadata = from_safetensors(attempt_store.read(record, "weights.safetensors"))
+    facts: dict[str, Any] = json.loads(metadata["model"])
+    model = build_model(facts)
+    model.load_state_dict(tensors)
+    return model.eval(), facts

@@ -1,0 +1,81 @@
+"""Run one training loop through Ray Train: in the calling process (0 workers) or in a worker group of one.
+
+A loop is a function of (job, report); it writes its files through the job's attempt and reports plain metrics, the last of
+which are its result. It is handed `report`, because inside a trial ray.train's own raises.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from chexseg_ray.artifacts import FileEntry
+from chexseg_ray.errors import InputError, TransientError
+from chexseg_ray.stages.execution import Execution, Made, TrainResources
+
+Report = Callable[[dict[str, Any]], None]
+Loop = Callable[[Any, Report], None]
+
+
+class NanLossError(RuntimeError):
+    """The loss of an update is not finite: a fault of the point, not of the machine."""
+
+
+def training_device() -> torch.device:
+    """The GPU that Ray gave this process, or the CPU."""
+    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+
+
+def begin(seed: int, threads: int) -> torch.device:
+    """Thread count and seed of a loop; the device it runs on."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    return training_device()
+
+
+def run_training(loop: Loop, job: Any, resources: TrainResources, execution: Execution, name: str) -> Made:
+    """Run a loop to its end and return what it made."""
+    import ray.train
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    last: dict[str, Any] = {}
+
+    def capture(metrics: dict[str, Any]) -> None:
+        last.update(metrics)
+        if execution.report is not None:
+            execution.report({k: v for k, v in metrics.items() if k not in ("made",)})
+
+    if resources.num_workers == 0:
+        TorchTrainer(lambda: loop(job, capture), scaling_config=ScalingConfig(num_workers=0)).fit()
+        return _made(last)
+    execution.start_ray()
+    scaling = ScalingConfig(
+        num_workers=1,
+        use_gpu=resources.num_gpus > 0,
+        resources_per_worker={"CPU": resources.num_cpus, **({"GPU": resources.num_gpus} if resources.num_gpus else {})},
+    )
+    storage = RunConfig(name=name, failure_config=FailureConfig(max_failures=3), storage_path=execution.train_storage)
+    try:
+        result = TorchTrainer(_worker_loop, train_loop_config={"loop": loop, "job": job}, scaling_config=scaling, run_config=storage).fit()
+    except ray.train.WorkerGroupError as error:
+        faults = [e for e in error.worker_failures.values() if isinstance(e, InputError | TransientError | NanLossError)]
+        raise (faults[0] if faults else error) from error
+    return _made(dict(result.metrics or {}))
+
+
+def _worker_loop(config: dict[str, Any]) -> None:
+    import ray.train
+
+    config["loop"](config["job"], ray.train.report)
+
+
+def result(files: list[FileEntry], rows: int, metrics: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """The last report of a loop."""
+    return {"made": json.dumps({"files": [[f.path, f.size, f.sha256] for f in files], "rows": rows, "metrics": metrics, "run": run})}
+
+
+def _made(metrics: dict[str, Any]) -> Made:
+    raw = json.loads(metrics["made"])
+    return Made([FileEntry(*f) for f in raw["files"]], rows=raw["rows"], metrics=raw["metrics"], run=raw["run"])

@@ -1,0 +1,103 @@
+"""Training state at the step's address: what a killed training goes on from, in every mode.
+
+One safetensors file a state, `state/{update}-{attempt}-{sha256[:16]}`: tensors by name, numbers in the metadata. The newest that
+verifies is used, two are kept. Random numbers and sampler positions are functions of (seed, update) and need no state.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from chexseg_ray.artifacts import Attempt
+
+
+@dataclass
+class Progress:
+    """Where a training is: updates done, the best checkpoint so far and its score, the history of validations."""
+
+    update: int = 0
+    best_update: int = -1
+    best_score: float = -1.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def keep_if_best(self, model: nn.Module, score: float) -> bool:
+        """Copy the weights when the score is above the best so far. A NaN score never is."""
+        if not score > self.best_score:
+            return False
+        self.best_score, self.best_update = score, self.update
+        self.best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        return True
+
+
+def to_safetensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """safetensors bytes of tensors in any memory format, on any device."""
+    from safetensors.torch import save
+
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(metadata or {}))
+
+
+def from_safetensors(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata."""
+    from safetensors.torch import load
+
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return load(data), header.get("__metadata__", {})
+
+
+class StateKeeper:
+    """Saves and loads the state of one training; rank 0 alone writes."""
+
+    def __init__(self, attempt: Attempt, every_seconds: float) -> None:
+        self._attempt = attempt
+        self._folder = f"{attempt.address}/state"
+        self._every = every_seconds
+        self._last = time.monotonic()
+
+    def save_if_due(self, model: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
+        """Save when the last save is long enough ago."""
+        if time.monotonic() - self._last < self._every:
+            return
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in progress.best.items()}
+        for index, state in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{key}": value for key, value in state.items()}
+        numbers = {k: getattr(progress, k) for k in ("update", "best_update", "best_score", "history")}
+        data = to_safetensors(tensors, {"progress": json.dumps(numbers)})
+        name = f"{progress.update:09d}-{self._attempt.name}-{hashlib.sha256(data).hexdigest()[:16]}"
+        self._attempt.store.put(f"{self._folder}/{name}", data)
+        for old in self._names()[:-2]:
+            self._attempt.store.delete(f"{self._folder}/{old}")
+        self._last = time.monotonic()
+
+    def load(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> Progress:
+        """Put the newest state that verifies into model and optimiser; a fresh Progress when there is none."""
+        for name in reversed(self._names()):
+            data = self._attempt.store.get(f"{self._folder}/{name}")
+            if hashlib.sha256(data).hexdigest()[:16] == name.rsplit("-", 1)[-1]:
+                return self._restore(data, model, optimiser)
+        return Progress()
+
+    def _names(self) -> list[str]:
+        return [name for name in self._attempt.store.names(self._folder) if name.count("-") == 2 and not name.endswith(".tmp")]
+
+    def _restore(self, data: bytes, model: nn.Module, optimiser: torch.optim.Optimizer) -> Progress:
+        tensors, metadata = from_safetensors(data)
+        model.load_state_dict(_below(tensors, "model."))
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in _below(tensors, "optimiser.").items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        numbers: dict[str, Any] = json.loads(metadata["progress"])
+        return Progress(**numbers, best=_below(tensors, "best."))
+
+
+def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

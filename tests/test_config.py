@@ -1,0 +1,112 @@
+"""The config: complete files, refusals in one line, overrides."""
+
+from pathlib import Path
+
+import pytest
+
+from chexseg_ray.config import StudyConfig, for_weak_n, load_config, parse_config
+from chexseg_ray.errors import InputError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CONFIGS = [REPOSITORY / "configs" / "demo.yaml", REPOSITORY / "tests" / "tiny.yaml"]
+TEXT = CONFIGS[1].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_a_shipped_config_loads(path: Path) -> None:
+    assert isinstance(load_config(path), StudyConfig)
+
+
+def test_the_names_that_scripts_rely_on_can_be_overridden() -> None:
+    config = parse_config(
+        TEXT,
+        [
+            "store.root=/s",
+            "data.root=/d",
+            "data.max_reject_fraction=0.5",
+            "sweep.p=[0.2, 1]",
+            "sweep.trials=5",
+            "sweep.init=[random]",
+            "sweep.method=[gradcam]",
+            "sweep.weak_n=[4, 8]",
+            "sweep.num_expert=[3, null]",
+            "segmentation.learning_rate={4: 1e-3, 8: 1e-4}",
+            "segmentation.num_updates={4: 10, 8: 20}",
+        ],
+    )
+    assert config.sweep.p == (0.2, 1.0)
+    assert config.sweep.num_expert == (3, None)
+    assert for_weak_n(config.segmentation.learning_rate, 8) == 1e-4
+    assert for_weak_n(config.segmentation.num_updates, 0) == 10, "p = 1 takes the smallest weak set's"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sweep.p=[1.2]", "sweep.p.0"),
+        ("sweep.p=[]", "at least one value"),
+        ("sweep.p=[0.5, 0.5]", "0.5 twice"),
+        ("sweep.trials=0", "sweep.trials"),
+        ("sweep.trials=true", "sweep.trials"),
+        ("sweep.trials='2'", "sweep.trials"),
+        ("segmentation.learning_rate=.nan", "learning_rate"),
+        ("segmentation.num_updates={99: 3}", "has no value for weak_n 8"),
+        ("sweep.trails=2", "did you mean 'trials'"),
+        ("swep.trials=2", "did you mean 'sweep'"),
+        ("sweep.trials", "section.field=value"),
+        ("data.pathologies=[Edema, Edema]", "'Edema' twice"),
+        ("data.pathologies=[Edema]", "selection_pathologies names 'Atelectasis'"),
+        ("data.weak_csv=null", "data.weak_csv is null"),
+        ("data.test_masks=null", "go together"),
+        ("data.num_test=5", "not both"),
+        ("report.name=../x", "report.name"),
+        ("classifier.architecture=resnet18", "cams.fine_grid"),
+    ],
+)
+def test_a_bad_value_is_refused_in_one_line(override: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_config(TEXT, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        (TEXT + "\nsweep: {}\n", "'sweep' stands twice"),
+        (TEXT.replace("  trials: 2", "  trials: 2\n  trails: 3"), "did you mean 'trials'"),
+        (TEXT.replace("  trials: 2\n", ""), "sweep.trials: missing"),
+        ("- 1", "not a mapping"),
+        ("a: [", "write plain YAML"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_line(text: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_config(text)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_p_0_without_expert_masks_names_the_three_fields() -> None:
+    without = ["data.expert_csv=null", "data.expert_masks=null", "sweep.p=[0]"]
+    with pytest.raises(InputError, match=r"pseudo_masks.thresholds.*segmentation.thresholds.*segmentation.checkpoint"):
+        parse_config(TEXT, without)
+    fixed = ["pseudo_masks.thresholds=otsu", "segmentation.thresholds=fixed", "segmentation.checkpoint=last"]
+    assert parse_config(TEXT, [*without, *fixed]).data.expert_csv is None
+    with pytest.raises(InputError, match="needs expert masks"):
+        parse_config(TEXT, [*without[:2], *fixed, "sweep.p=[0, 0.5]"])
+
+
+def test_p_1_without_weak_images_works() -> None:
+    config = parse_config(TEXT, ["data.weak_csv=null", "sweep.p=[1]", "sweep.init=[random]"])
+    assert config.data.weak_csv is None
+
+
+def test_scientific_notation_is_a_number() -> None:
+    assert parse_config(TEXT, ["classifier.learning_rate=1e-4"]).classifier.learning_rate == 1e-4
+
+
+def test_an_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere.yaml"):
+        load_config(tmp_path / "nowhere.yaml")

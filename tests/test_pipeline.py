@@ -1,0 +1,91 @@
+"""The graph of a study: identity, de-duplication, and where the test split may stand."""
+
+from pathlib import Path
+
+import pytest
+
+from chexseg_ray.config import parse_config
+from chexseg_ray.pipeline import Study, study_graph, sweep_points
+
+TEXT = (Path(__file__).resolve().parent / "tiny.yaml").read_text(encoding="utf-8")
+SOURCES = {name: name for name in ("weak_csv", "expert_csv", "expert_masks", "test_csv", "test_masks")}
+
+
+def graph(*overrides: str, sources: dict[str, str] | None = None) -> Study:
+    return study_graph(parse_config(TEXT, list(overrides)), sources or {})
+
+
+def addresses(study: Study) -> set[str]:
+    return {step.address for step in study.steps()}
+
+
+@pytest.mark.parametrize("overrides", [[], ["data.root=/d"], ["data.root=/d", "data.test_csv=null", "data.test_masks=null", "data.num_test=4"]])
+def test_the_test_split_is_no_ancestor_of_anything_that_trains_tunes_or_chooses(overrides: list[str]) -> None:
+    study = graph(*overrides, "sweep.p=[0, 0.5, 1]", "sweep.init=[random, chexpert]", sources=SOURCES)
+    assert any(step.config.get("split") == "test" for step in study.steps())
+    for step in study.steps():
+        if step.name in ("classifier", "cams", "pseudo_masks", "segmentation"):
+            splits = {ancestor.config.get("split") for ancestor in step.ancestors()}
+            assert "test" not in splits, step.address
+
+
+def test_changed_test_masks_leave_every_training_where_it_is() -> None:
+    before = graph("data.root=/d", sources=SOURCES)
+    after = graph("data.root=/d", sources=SOURCES | {"test_masks": "permuted"})
+    changed = {step.name for step in after.steps() if step.address not in addresses(before)}
+    assert changed == {"manifest", "images", "evaluation"}
+    assert {s.config["split"] for s in after.steps() if s.address not in addresses(before) and "split" in s.config} == {"test"}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "store.root=/elsewhere",
+        "data.max_reject_fraction=0.5",
+        "data.allow_expert_rejects=true",
+        "report.title=other",
+        "report.interval_level=0.9",
+        "compute.max_failures=7",
+        "compute.state_seconds=1",
+        "compute.segmentation={num_cpus: 2, num_gpus: 0, threads: 2}",
+        "compute.classifier={num_workers: 1, num_cpus: 2, num_gpus: 0, threads: 2}",
+    ],
+)
+def test_where_and_how_fast_a_step_runs_is_not_hashed(override: str) -> None:
+    assert addresses(graph(override)) == addresses(graph())
+
+
+def test_the_data_root_is_not_hashed_but_its_sources_are() -> None:
+    assert addresses(graph("data.root=/a", sources=SOURCES)) == addresses(graph("data.root=/b", sources=SOURCES))
+    other = graph("data.root=/a", sources=SOURCES | {"weak_csv": "other"})
+    assert not addresses(other) & {s.address for s in graph("data.root=/a", sources=SOURCES).upstream() if s.name == "classifier"}
+
+
+def test_an_extended_sweep_keeps_what_it_had() -> None:
+    base = graph("sweep.p=[0.5, 1]", "sweep.weak_n=[4]")
+    for override in ("sweep.p=[0.25, 0.5, 1]", "sweep.trials=3", "sweep.weak_n=[4, 8]", "sweep.init=[chexpert, random]"):
+        rest = [o for o in ("sweep.p=[0.5, 1]", "sweep.weak_n=[4]") if o.split("=")[0] != override.split("=")[0]]
+        assert addresses(base) < addresses(graph(*rest, override)), override
+
+
+def test_points_that_are_one_training_are_one_point() -> None:
+    config = parse_config(TEXT, ["sweep.p=[0, 0.5, 1]", "sweep.weak_n=[4, 8]", "sweep.init=[random, chexpert]"])
+    points = sweep_points(config)
+    assert len(points) == len(set(points)) == 2 * 2 * (2 * 2 + 1)  # inits x trials x (two p's x two sizes, and p = 1 once)
+    assert all(point.method is None and point.weak_n == 0 for point in points if point.p == 1)
+
+
+def test_updates_and_learning_rate_are_equal_for_every_p_of_one_weak_n() -> None:
+    study = graph(
+        "sweep.p=[0, 0.5, 0.9, 1]",
+        "sweep.weak_n=[4, 8]",
+        "segmentation.num_updates={4: 10, 8: 20}",
+        "segmentation.learning_rate={4: 1e-3, 8: 1e-4}",
+    )
+    seen = {(p.weak_n, s.inputs["segmentation"].config["num_updates"], s.inputs["segmentation"].config["learning_rate"]) for p, s in study.points}
+    assert seen == {(4, 10, 1e-3), (8, 20, 1e-4), (0, 10, 1e-3)}
+
+
+def test_p_1_needs_no_weak_image() -> None:
+    study = graph("sweep.p=[1]", "sweep.init=[random]")
+    assert {step.config["split"] for step in study.steps() if "split" in step.config} == {"expert_train", "validation", "test"}
