@@ -76,8 +76,9 @@ def _cpus() -> int:
 class RaySession:
     """Starts Ray once, when something needs it; ends what it started."""
 
-    def __init__(self, dashboard: bool) -> None:
+    def __init__(self, dashboard: bool, num_cpus: int | None = None) -> None:
         self._dashboard = dashboard
+        self._num_cpus = num_cpus or _cpus()
         self._own = False
 
     def start(self) -> None:
@@ -95,7 +96,7 @@ class RaySession:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(**quiet)
         else:
-            ray.init(address="local", num_cpus=_cpus(), include_dashboard=self._dashboard, _node_ip_address="127.0.0.1", **quiet)
+            ray.init(address="local", num_cpus=self._num_cpus, include_dashboard=self._dashboard, _node_ip_address="127.0.0.1", **quiet)
         ray.data.DataContext.get_current().enable_progress_bars = False  # configures ray.data's loggers, so first
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         logging.getLogger("ray.train").setLevel(logging.WARNING)

@@ -1,0 +1,80 @@
+"""Reading CheXpert's CSV by name, with every refusal."""
+
+import numpy as np
+import pytest
+
+from chexseg_ray.data.chexpert import COLUMNS, read_csv, refuse_shared_patients
+from chexseg_ray.data.pathologies import PATHOLOGIES
+from chexseg_ray.errors import InputError
+
+
+def csv(*rows: str, columns: tuple[str, ...] = COLUMNS) -> bytes:
+    return ("\n".join([",".join(columns), *rows]) + "\n").encode()
+
+
+def row(path: str, labels: str = ",,,,1.0,,,,,,,,,0.0", head: str = "Male,60,Frontal,AP") -> str:
+    return f"{path},{head},{labels}"
+
+
+TRAIN = "CheXpert-v1.0/train/patient00001/study1/view1_frontal.jpg"
+
+
+def test_columns_are_selected_by_name_and_lung_opacity_is_airspace_opacity() -> None:
+    labels = ["", "1.0", "", "0.0", "-1.0", "", "", "", "", "", "", "", "", "1.0"]  # of the 14 label columns in order
+    table = read_csv(csv(row(TRAIN, ",".join(labels))), "train.csv", PATHOLOGIES)
+    values = table.loc[0]
+    assert values["Enlarged Cardiomediastinum"] == 1
+    assert values["Airspace Opacity"] == 0, "the column Lung Opacity"
+    assert values["Lung Lesion"] == -1
+    assert values["Support Devices"] == 1
+    assert np.isnan(values["Edema"])
+    reordered = csv(f"1.0,{TRAIN},0.0", columns=("Edema", "Path", "Airspace Opacity"))
+    table = read_csv(reordered, "x.csv", ["Airspace Opacity", "Edema"])
+    assert list(table.loc[0, ["Airspace Opacity", "Edema"]]) == [0, 1]
+
+
+@pytest.mark.parametrize("prefix", ["CheXpert-v1.0/", "CheXpert-v1.0-small/", "", "a/b/"])
+def test_every_releases_prefix_works(prefix: str) -> None:
+    table = read_csv(csv(row(f"{prefix}valid/patient64541/study1/view1_frontal.jpg")), "valid.csv", ["Edema"])
+    assert table.loc[0, "path"] == "valid/patient64541/study1/view1_frontal.jpg"
+    assert table.loc[0, "cxr_id"] == "patient64541_study1_view1_frontal"
+    assert table.loc[0, "patient_id"] == "patient64541"
+
+
+def test_the_test_csv_has_no_view_column() -> None:
+    data = csv("test/patient1/study1/view1_frontal.jpg,1.0", "test/patient1/study1/view2_lateral.jpg,0.0", columns=("Path", "Edema"))
+    assert list(read_csv(data, "test_labels.csv", ["Edema"])["view"]) == ["frontal", "lateral"]
+
+
+def test_bom_and_crlf_work() -> None:
+    data = b"\xef\xbb\xbf" + csv(row(TRAIN)).replace(b"\n", b"\r\n")
+    assert len(read_csv(data, "train.csv", PATHOLOGIES)) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "train.csv: no CSV"),
+        (csv(), "has no rows"),
+        (csv(row(TRAIN)).replace(b"Edema", b"Oedema"), "no column 'Edema'"),
+        (csv(row(TRAIN), row(TRAIN)), "row 3: Path of .* stands twice"),
+        (csv(row(TRAIN, "2.0" + "," * 13), columns=COLUMNS).replace(b"No Finding", b"X").replace(b"Enlarged Cardiomediastinum", b"No Finding")
+         .replace(b",X,", b",Enlarged Cardiomediastinum,"), "row 2: Enlarged Cardiomediastinum is '2.0'"),
+        (csv(row(TRAIN, ",yes" + "," * 12)), "row 2: Enlarged Cardiomediastinum is 'yes'"),
+        (csv(row("../../etc/passwd")), "row 2: Path .* leaves the data root"),
+        (csv(row("/etc/passwd")), "leaves the data root"),
+        (csv(row("train/../../x.jpg")), "leaves the data root"),
+        (csv(row("C:/train/x.jpg")), "leaves the data root"),
+        (csv(row("elsewhere/x.jpg")), "names no train/"),
+        (csv(row(TRAIN, head="Male,60,Oblique,AP")), "Frontal/Lateral is 'oblique'"),
+        (b"a,b\n1,2\n", "no column 'Path'"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_named_with_its_row(data: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_csv(data, "train.csv", PATHOLOGIES)
+
+
+def test_a_patient_in_two_files_is_refused() -> None:
+    with pytest.raises(InputError, match=r"a.csv and c.csv share 2 patients \(p1, p2\)"):
+        refuse_shared_patients({"a.csv": ["p1", "p2", "p3"], "b.csv": ["p9"], "c.csv": ["p2", "p1"]})

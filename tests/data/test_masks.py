@@ -1,0 +1,61 @@
+"""RLE against pycocotools, polygons, and refusals that allocate nothing."""
+
+import json
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+
+from chexseg_ray.data.masks import Rle, decode_rle, encode_rle, is_empty, rasterise, read_mask_json
+from chexseg_ray.errors import InputError
+
+
+def test_rle_is_pycocotools_both_ways(rng: np.random.Generator) -> None:
+    for height, width, density in ((1, 1, 1.0), (7, 5, 0.5), (40, 33, 0.02), (64, 64, 0.9), (300, 200, 0.0), (200, 300, 1.0), (2, 4000, 0.3)):
+        mask = rng.random((height, width)) < density
+        counts = encode_rle(mask)
+        assert counts == coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode()
+        assert np.array_equal(decode_rle(Rle(height, width, counts)), mask)
+        assert is_empty(Rle(height, width, counts)) == (not mask.any())
+
+
+def entry(**masks: dict[str, object]) -> bytes:
+    return json.dumps({"id1": masks}).encode()
+
+
+GOOD = {"size": [4, 5], "counts": encode_rle(np.eye(4, 5, dtype=bool))}
+
+
+def test_lung_opacity_serves_airspace_opacity() -> None:
+    masks = read_mask_json(json.dumps({"id1": {"Lung Opacity": GOOD}}).encode(), "m.json", ["Airspace Opacity"])
+    assert masks["id1"]["Airspace Opacity"].counts == GOOD["counts"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"no json", "no JSON"),
+        (b"[]", "not {cxr_id"),
+        (entry(), "'id1', Edema: is missing"),
+        (entry(Edema={"size": [4, 5], "counts": "4"}), "runs cover"),
+        (entry(Edema={"size": [4, 5], "counts": "a"}), "middle of a number"),
+        (entry(Edema={"size": [40000, 50000], "counts": GOOD["counts"]}), "out of bounds"),
+        (entry(Edema={"size": [4], "counts": GOOD["counts"]}), r"not \[height, width\]"),
+        (entry(Edema={"size": [4, 5], "counts": [20]}), "counts as text"),
+        (entry(Edema={"size": [4, 5], "counts": "\x01"}), "no COCO run-length string"),
+        (entry(Edema={"size": [4, 5], "counts": "o" * 9}), "counts"),
+        (entry(Edema=GOOD, img_size=[0, 3]), r"not \[height, width\]"),
+    ],
+)
+def test_a_fault_names_id_and_pathology(data: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_mask_json(data, "m.json", ["Edema"])
+
+
+def test_an_annotation_file_is_rasterised_and_absent_pathologies_are_empty() -> None:
+    square = [[[1, 1], [3, 1], [3, 3], [1, 3]]]
+    data = json.dumps({"id1": {"img_size": [6, 5], "Edema": square}}).encode()
+    masks = read_mask_json(data, "a.json", ["Edema", "Cardiomegaly"])["id1"]
+    assert decode_rle(masks["Edema"]).sum() == 9
+    assert np.array_equal(decode_rle(masks["Edema"]), rasterise(square, 6, 5))
+    assert is_empty(masks["Cardiomegaly"])

@@ -1,0 +1,27 @@
+"""One update: learns, and refuses a loss that is no number."""
+
+import numpy as np
+import torch
+
+from chexseg_ray.segmentation.deeplab import build_deeplab
+from chexseg_ray.segmentation.training import predict, segmentation_update
+
+
+def test_updates_lower_the_loss_and_a_nan_changes_no_weight() -> None:
+    torch.manual_seed(0)
+    model = build_deeplab("resnet18", 2, 16, (12, 24, 36)).train()
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    pixels = torch.zeros(4, 64, 64, dtype=torch.uint8)
+    pixels[:, :, 32:] = 200
+    masks = torch.zeros(4, 2, 64, 64, dtype=torch.bool)
+    masks[:, 0, :, 32:] = True
+    losses = [segmentation_update(model, optimiser, pixels, masks, "imagenet", 1.0) for _ in range(12)]
+    assert losses[-1] < losses[0] - 0.1
+    scores = predict(model, pixels.numpy(), "imagenet", torch.device("cpu"))
+    assert scores.shape == (4, 2, 64, 64)
+    assert model.training
+    with torch.no_grad():
+        next(model.parameters())[0] = float("nan")
+    before = [p.clone() for p in model.parameters()]
+    assert np.isnan(segmentation_update(model, optimiser, pixels, masks, "imagenet", 1.0))
+    assert all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in zip(before, model.parameters(), strict=True))
