@@ -108,5 +108,5 @@ def test_scientific_notation_is_a_number() -> None:
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nowhere.yaml"):
+    with pytest.raises(InputError, match=r"nowhere\.yaml"):
         load_config(tmp_path / "nowhere.yaml")

@@ -41,7 +41,7 @@ def make(task: Task) -> Made:
         CamActor,
         (task.attempt, task.inputs["classifier"], config, size, max(1, int(resources.num_cpus))),
         resources,
-        task.execution.images_cpus,
+        task.execution.images_cpus if resources.num_gpus else resources.num_cpus,  # equal on CPUs: Ray Data fuses both into the actor
     )
     files = [FileEntry(*json.loads(row["file"])) for row in rows]
     return Made(files, rows=sum(int(row["rows"]) for row in rows), run={"device": rows[0]["device"]})

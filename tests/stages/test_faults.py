@@ -1,0 +1,187 @@
+"""Bad data, bad trials, busy stores: exit codes and one-line errors. Config and data errors come before Ray."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from studies import TINY, Job, tiny
+
+from chexseg_ray.artifacts import Store
+from chexseg_ray.build import build, claim, load_study, make_execution
+from chexseg_ray.errors import InputError, TransientError
+from chexseg_ray.sweep import run_study
+
+pytestmark = pytest.mark.ray
+
+ROOT = "CheXpert-v1.0"
+
+
+def no_ray() -> None:
+    raise AssertionError("Ray was started")
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def a_row(root: Path, name: str) -> str:
+    return (root / ROOT / name).read_text().splitlines()[1]
+
+
+def escape_by_link(root: Path) -> None:
+    image = next((root / ROOT / "train").rglob("*.jpg"))
+    image.unlink()
+    image.symlink_to("/etc/passwd")
+
+
+FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "path outside": (lambda r: edit(r / ROOT / "train.csv", f"{ROOT}/train/", "../../etc/"), "leaves the data root"),
+    "link outside": (escape_by_link, "leads out of the data root through a link"),
+    "missing column": (lambda r: edit(r / ROOT / "train.csv", "Edema", "Oedema"), "has no column 'Edema'"),
+    "shared patient": (
+        lambda r: edit(r / ROOT / "train.csv", a_row(r, "train.csv").split("/")[2], a_row(r, "valid.csv").split("/")[2]),
+        "share 1 patients",
+    ),
+    "no rows": (lambda r: (r / ROOT / "valid.csv").write_text((r / ROOT / "valid.csv").read_text().splitlines()[0] + "\n"), "has no rows"),
+    "unknown id": (lambda r: edit(r / "CheXlocalize" / "gt_segmentations_val.json", '"patient', '"xpatient'), "ids are not in"),
+    "missing pathology": (lambda r: edit(r / "CheXlocalize" / "gt_segmentations_val.json", '"Edema"', '"Oedema"'), "Edema: is missing"),
+    "long rle": (lambda r: edit(r / "CheXlocalize" / "gt_segmentations_test.json", '"size":[', '"size":[1'), "runs cover"),
+    "no file": (lambda r: (r / "CheXlocalize" / "gt_segmentations_test.json").unlink(), "data.test_masks"),
+}
+
+
+@pytest.fixture
+def user_root(phantom_root: Path, tmp_path: Path) -> Path:
+    """A user's own copy of a data set."""
+    return Path(shutil.copytree(phantom_root, tmp_path / "data"))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_bad_data_is_refused_before_ray_starts(fault: str, user_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_it, message = FAULTS[fault]
+    break_it(user_root)
+    monkeypatch.setattr("chexseg_ray.sweep.RaySession.start", lambda _: no_ray())
+    with pytest.raises(InputError, match=message) as caught:
+        run_study(tiny(tmp_path / "store", f"data.root={user_root}"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sweep.p=[1.2]"], "sweep.p.0"),
+        (["data.root=/nowhere/at/all"], "data.root=/nowhere/at/all: is no folder"),
+        (["data.pathologies=[Edema, Rhubarb]", *(f"{c}.selection_pathologies=[Edema]" for c in ("classifier", "encoder_classifier"))], "Rhubarb"),
+        (["--paln"], "--paln: no such flag"),
+        (["segmentation.lr=1"], "no field 'lr'"),
+    ],
+)  # fmt: skip
+def test_the_command_line_ends_with_2_and_one_line(arguments: list[str], message: str, job: Job, phantom_root: Path, tmp_path: Path) -> None:
+    root = [] if any(a.startswith("data.root") for a in arguments) else [f"data.root={phantom_root}"]
+    done = job("sweep.py", str(TINY), f"store.root={tmp_path / 's'}", *root, *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+
+
+def images_step(config: object, split: str):  # type: ignore[no-untyped-def]
+    study, source = load_study(config)  # type: ignore[arg-type]
+    return next(s for s in study.steps() if s.name == "images" and s.config["split"] == split), source
+
+
+def test_unusable_weak_images_are_rejects_up_to_the_limit(user_root: Path, tmp_path: Path, private_ray: Callable[[], None]) -> None:
+    files = sorted((user_root / ROOT / "train").rglob("*.jpg"))
+    files[0].write_bytes(b"")
+    files[1].write_bytes(files[1].read_bytes()[:200])
+    files[2].unlink()
+    files[3].write_bytes(b"GIF89a")
+    config = tiny(tmp_path / "store", f"data.root={user_root}", "data.max_reject_fraction=0.5")
+    store = Store.open(config.store.root)
+    step, source = images_step(config, "weak")
+    record = build(step, store, make_execution(config, source, private_ray, store))
+    assert (record.rows, record.rejects) == (len(files) - 4, 4)
+    reasons = [r["reason"] for r in store.read_table(record, "rejects.parquet").to_pylist()]
+    assert reasons == ["undecodable", "undecodable", "missing", "format"]
+    strict = tiny(tmp_path / "other", f"data.root={user_root}")
+    other = Store.open(strict.store.root)
+    with pytest.raises(InputError, match=r"4 of \d+ images cannot be used .*undecodable.*data.max_reject_fraction"):
+        build(step, other, make_execution(strict, source, private_ray, other))
+    assert other.find(step) is None
+
+
+def test_an_unusable_expert_image_or_a_mask_of_another_size_stops(user_root: Path, tmp_path: Path, private_ray: Callable[[], None]) -> None:
+    config = tiny(tmp_path / "store", f"data.root={user_root}")
+    store = Store.open(config.store.root)
+    step, source = images_step(config, "validation")
+    execution = make_execution(config, source, private_ray, store)
+    manifest = build(step.inputs["manifest"], store, execution)
+    row = store.read_table(manifest, "manifest.parquet").to_pylist()[0]
+    file = user_root / ROOT / row["path"]
+    good = file.read_bytes()
+    file.write_bytes(b"")
+    with pytest.raises(InputError, match=r"split 'validation' cannot be used .*allow_expert_rejects"):
+        build(step, store, execution)
+    from io import BytesIO
+
+    from PIL import Image
+
+    stream = BytesIO()
+    Image.open(BytesIO(good)).resize((50, 40)).save(stream, "JPEG")
+    file.write_bytes(stream.getvalue())
+    with pytest.raises(InputError, match=f"{row['cxr_id']}: its masks are {row['height']} x {row['width']} pixels, the image 40 x 50"):
+        build(step, store, execution)
+    assert store.find(step) is None
+
+
+def test_a_point_whose_loss_is_nan_fails_alone_with_exit_code_3(store_copy: Path, job: Job) -> None:
+    """Its successor at a sane rate runs on the same store."""
+    done = job("sweep.py", str(TINY), f"store.root={store_copy}", "segmentation.learning_rate=1e38")
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "failed: gradcam p=0.5" in done.stdout
+    failures = [json.loads(p.read_text()) for p in store_copy.glob("evaluation/*/failed.json")]
+    assert len(failures) == 2
+    assert all("loss is nan, images patient" in f["error"] for f in failures)
+    page = (store_copy / "report" / "tiny" / "index.html").read_text()
+    assert "0 of 2 points" in page
+    assert "loss is nan" in page
+
+
+def test_the_second_driver_of_a_store_is_told_who_holds_it(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path))
+    with claim(store), pytest.raises(TransientError, match=f"process {os.getpid()} on .* since "), claim(store):
+        pass
+    with claim(store):
+        pass
+    with (tmp_path / ".claim").open() as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_weak_csv_without_any_positive_label_is_refused_under_the_label_gate(store_copy: Path) -> None:
+    from chexseg_ray.stages.execution import Task
+    from chexseg_ray.stages.pseudo_masks import make
+
+    config = tiny(store_copy)
+    store = Store.open(str(store_copy))
+    study, source = load_study(config)
+    step = next(s for s in study.steps() if s.name == "pseudo_masks")
+    inputs = {role: store.find(child) for role, child in step.inputs.items()}
+    manifest = inputs["manifest"]
+    assert manifest is not None
+    table = store.read_table(manifest, "manifest.parquet").to_pylist()
+    import pyarrow as pa
+
+    schema = store.read_table(manifest, "manifest.parquet").schema
+    attempt = store.new_attempt(step.inputs["manifest"])
+    blank = pa.Table.from_pylist([row | {"labels": [None] * 10} for row in table], schema=schema)
+    from dataclasses import replace
+
+    inputs["manifest"] = replace(manifest, attempt=attempt.name, files=(attempt.write_table("manifest.parquet", blank),))
+    with pytest.raises(InputError, match=r"pseudo_masks.gate=probability"):
+        make(Task(step, inputs, store.new_attempt(step), make_execution(config, source, no_ray, store)))  # type: ignore[arg-type]

@@ -1,0 +1,84 @@
+"""A training that is killed goes on from its state, and ends with the same bytes."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from studies import TINY, tiny
+
+from chexseg_ray.artifacts import Step, Store
+from chexseg_ray.build import build, load_study, make_execution
+
+pytestmark = pytest.mark.ray
+
+BUILD = """
+import sys
+from chexseg_ray.artifacts import Store
+from chexseg_ray.build import build, load_study, make_execution
+from chexseg_ray.config import load_config
+config = load_config(sys.argv[1], [f"store.root={sys.argv[2]}", "compute.state_seconds=0", "compute.classifier.threads=1"])
+store = Store.open(config.store.root)
+study, source = load_study(config)
+step = next(s for s in study.steps() if s.address == sys.argv[3])
+build(step, store, make_execution(config, source, lambda: None, store))
+"""
+
+
+def find_step(store: Path, name: str, architecture: str | None) -> Step:
+    study, _ = load_study(tiny(store))
+    return next(s for s in study.steps() if s.name == name and s.config.get("architecture") == architecture)
+
+
+def weights_of(store: Path, step: Step) -> tuple[str, int]:
+    record = Store.open(str(store)).find(step)
+    assert record is not None
+    return next(f.sha256 for f in record.files if f.path == "weights.safetensors"), record.metrics["best_update"]
+
+
+@pytest.mark.parametrize(("name", "architecture"), [("classifier", "resnet18"), ("segmentation", None)])
+def test_a_killed_training_ends_byte_equal_to_an_undisturbed_one(
+    name: str, architecture: str | None, store_copy: Path, tmp_path: Path, private_home: dict[str, str]
+) -> None:
+    step = find_step(store_copy, name, architecture)
+    shutil.rmtree(store_copy / step.address)
+    undisturbed = Path(shutil.copytree(store_copy, tmp_path / "undisturbed"))
+    config = tiny(undisturbed, "compute.classifier.threads=1")
+    store = Store.open(str(undisturbed))
+    _, source = load_study(config)
+    build(step, store, make_execution(config, source, lambda: None, store))
+
+    arguments = [sys.executable, "-c", BUILD, str(TINY), str(store_copy), step.address]
+    process = subprocess.Popen(arguments, env=private_home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    states = store_copy / step.address / "state"
+    deadline = time.monotonic() + 120
+    while not any(p.name[:9] >= "000000007" for p in states.glob("0*") if not p.name.endswith(".tmp")):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert Store.open(str(store_copy)).find(step) is None
+    newest = sorted(p.name for p in states.iterdir() if not p.name.endswith(".tmp"))[-1]
+    (states / f"{int(newest[:9]) + 1:09d}-{newest[10:]}").write_bytes(b"half a state")  # as a kill in the middle of writing
+    subprocess.run(arguments, env=private_home, check=True, timeout=200, stdout=subprocess.DEVNULL)
+    assert weights_of(store_copy, step) == weights_of(undisturbed, step)
+    assert not states.exists(), "a built step keeps no state"
+
+
+def test_a_worker_group_of_one_gives_the_bytes_of_local_mode(store_copy: Path, private_ray) -> None:  # type: ignore[no-untyped-def]
+    step = find_step(store_copy, "classifier", "resnet18")
+    hashes = []
+    for workers in (0, 1):
+        shutil.rmtree(store_copy / step.address)
+        config = tiny(store_copy, f"compute.classifier={{num_workers: {workers}, num_cpus: 1, num_gpus: 0, threads: 1}}")
+        store = Store.open(str(store_copy))
+        _, source = load_study(config)
+        record = build(step, store, make_execution(config, source, private_ray, store))
+        assert record.run["threads"] == 1
+        hashes.append(weights_of(store_copy, step))
+    assert hashes[0] == hashes[1]

@@ -1,0 +1,180 @@
+"""The whole study on phantoms, by the command line: once, again, extended, half."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from studies import REPOSITORY, TINY, Job, tiny
+
+from chexseg_ray.artifacts import Record, Store
+
+pytestmark = pytest.mark.ray
+
+
+def records(store: Path) -> dict[str, Record]:
+    return {str(p.parent.relative_to(store)): Record.from_json(p.read_bytes()) for p in sorted(store.glob("*/*/record.json"))}
+
+
+def stamps(store: Path) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in store.glob("*/*/record.json")}
+
+
+def parts(store: Path, record: Record, prefix: str) -> Any:
+    return Store.open(str(store)).read_tables(record, prefix)
+
+
+def of(store: Path, name: str, **config: Any) -> Record:
+    return next(r for r in records(store).values() if r.name == name and all(r.config[k] == v for k, v in config.items()))
+
+
+def test_one_command_goes_through_every_room_to_the_report(tiny_store: Path) -> None:
+    names = [r.name for r in records(tiny_store).values()]
+    assert {n: names.count(n) for n in set(names)} == {
+        "phantom": 1, "manifest": 4, "images": 4, "classifier": 2, "cams": 1, "pseudo_masks": 1, "segmentation": 2, "evaluation": 2,
+    }  # fmt: skip
+    report = tiny_store / "report" / "tiny"
+    assert {p.name for p in report.iterdir()} == {
+        "index.html", "results.csv", "table.md", "miou_over_p.png", "miou_over_p.svg", "miou_over_p.json",
+    }  # fmt: skip
+    page = (report / "index.html").read_text()
+    assert "2 of 2 points" in page
+    assert "not for clinical use" in page.lower()
+    assert "drawn by chexseg_ray" in page, "the licence note"
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page, "self-contained"
+    printed = (tiny_store / "stdout.txt").read_text()
+    assert "to build: 1 phantom" in printed
+    assert printed.rstrip().splitlines()[-2].endswith("report/tiny/index.html")
+
+
+def test_every_row_of_every_stage_is_there_once_in_id_order(tiny_store: Path) -> None:
+    for record in records(tiny_store).values():
+        if record.name in ("images", "pseudo_masks"):
+            ids = parts(tiny_store, record, "masks/" if record.name == "pseudo_masks" else "images/").column("cxr_id").to_pylist()
+            assert ids == sorted(set(ids))
+            assert len(ids) == record.rows
+    weak = parts(tiny_store, of(tiny_store, "manifest", split="weak"), "manifest").column("cxr_id").to_pylist()
+    cams = of(tiny_store, "cams")
+    assert parts(tiny_store, cams, "cams/weak/").column("cxr_id").to_pylist() == weak
+
+
+def test_the_second_run_builds_nothing_and_does_not_import_ray_or_torch(tiny_store: Path) -> None:
+    before = stamps(tiny_store)
+    code = (
+        "import sys; sys.argv = ['sweep.py', *sys.argv[1:]]\n"
+        "from chexseg_ray.command import run_job\n"
+        "from chexseg_ray.sweep import run_study\n"
+        "code = run_job('', lambda config, flags: run_study(config))\n"
+        "assert not {'ray', 'torch'} & set(sys.modules), 'imported'\n"
+        "sys.exit(code)"
+    )
+    arguments = [sys.executable, "-c", code, str(TINY), f"store.root={tiny_store}"]
+    done = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to build" in done.stdout
+    assert stamps(tiny_store) == before
+
+
+def test_a_sweep_extended_by_one_p_runs_that_values_trials_only(store_copy: Path, job: Job) -> None:
+    arguments = (str(TINY), f"store.root={store_copy}", "sweep.p=[0.5, 1.0]")
+    planned = job("sweep.py", *arguments, "--plan")
+    misses = [line.split()[1].split("/")[0] for line in planned.stdout.splitlines() if line.startswith("miss")]
+    assert sorted(misses) == ["evaluation"] * 2 + ["segmentation"] * 2
+    assert any("p" in line and "differ" in line for line in planned.stdout.splitlines() if line.startswith("miss segmentation"))
+    before = stamps(store_copy)
+    done = job("sweep.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    after = stamps(store_copy)
+    assert {k: after[k] for k in before} == before
+    new = [Record.from_json(Path(p).read_bytes()) for p in after if p not in before]
+    assert sorted(r.name for r in new) == ["evaluation"] * 2 + ["segmentation"] * 2
+    assert {r.config["p"] for r in new if r.name == "segmentation"} == {1.0}
+    again = job("sweep.py", *arguments, "--plan")
+    assert "0 misses" in again.stdout
+
+
+def test_the_report_of_half_a_store_says_so(store_copy: Path, job: Job) -> None:
+    shutil.rmtree(next(store_copy.glob("evaluation/*")))
+    done = job("report.py", str(TINY), f"store.root={store_copy}")
+    assert done.returncode == 0, done.stderr
+    page = (store_copy / "report" / "tiny" / "index.html").read_text()
+    assert "1 of 2 points" in page
+    assert "not built" in page
+    assert "(1 trial)" in page, "no interval from one trial"
+    empty = job("report.py", str(TINY), f"store.root={store_copy / 'empty'}")
+    assert empty.returncode == 0, empty.stderr
+    assert "No point is built yet" in (store_copy / "empty" / "report" / "tiny" / "index.html").read_text()
+
+
+def test_the_numbers_of_the_report_are_the_stored_counts(tiny_store: Path) -> None:
+    import csv
+
+    with (tiny_store / "report" / "tiny" / "results.csv").open() as stream:
+        rows = [r for r in csv.DictReader(stream) if r["aggregation"] == "pooled" and r["trial"] == "0"]
+    record = next(r for r in records(tiny_store).values() if r.address == rows[0]["record"])
+    counts = parts(tiny_store, record, "counts").to_pandas()
+    for row in rows[:-1]:
+        own = counts[(counts.pathology == row["pathology"]) & (counts.resolution == "model")]
+        union = own.predicted.sum() + own.truth.sum() - own.intersection.sum()
+        assert row["iou"] == ("" if union == 0 else repr(float(own.intersection.sum() / union)))
+    defined = [float(r["iou"]) for r in rows[:-1] if r["iou"]]
+    assert float(rows[-1]["iou"]) == pytest.approx(np.mean(defined))
+
+
+def test_images_equal_the_plain_loop(tiny_store: Path, phantom_root: Path) -> None:
+    from chexseg_ray.data.images import decode_grey, letterbox
+
+    manifest = parts(tiny_store, of(tiny_store, "manifest", split="weak"), "manifest").to_pylist()
+    stored = {r["cxr_id"]: r["pixels"] for r in parts(tiny_store, of(tiny_store, "images", split="weak"), "images/").to_pylist()}
+    for row in manifest:
+        grey = decode_grey((phantom_root / "CheXpert-v1.0" / row["path"]).read_bytes())
+        assert stored[row["cxr_id"]] == letterbox(grey, 64).tobytes()
+
+
+def test_cams_equal_the_plain_loop_bitwise(tiny_store: Path) -> None:
+    import torch
+
+    from chexseg_ray.stages.cams import CamActor
+    from chexseg_ray.stages.tables import binary_column
+
+    store = Store.open(str(tiny_store))
+    record, images = of(tiny_store, "cams"), of(tiny_store, "images", split="weak")
+    classifier = of(tiny_store, "classifier", architecture="densenet121")
+    threads = torch.get_num_threads()
+    from chexseg_ray.artifacts import Attempt
+
+    actor = CamActor(Attempt(store, "none", "none"), classifier, record.config, 64, 1)
+    for path in images.paths("images/"):
+        pixels = binary_column(store.read_table(images, path), "pixels", np.uint8, (64, 64))
+        scores, maps = actor.map(pixels)
+        table = store.read_table(record, path.replace("images/", "cams/weak/"))
+        assert table.column("cam").to_pylist() == [m.tobytes() for m in maps]
+        assert np.array_equal(np.array(table.column("probability").to_pylist(), dtype=np.float32), scores)
+    torch.set_num_threads(threads)
+
+
+def test_parquet_is_plain_for_other_readers(tiny_store: Path) -> None:
+    for record in records(tiny_store).values():
+        for entry in record.files:
+            if entry.path.endswith(".parquet"):
+                schema = pq.read_schema(tiny_store / record.address / record.attempt / entry.path)
+                assert not [f for f in schema if f.metadata and b"ARROW:extension:name" in f.metadata]
+
+
+def test_a_record_says_how_it_was_made(tiny_store: Path) -> None:
+    record = of(tiny_store, "segmentation")
+    assert set(record.metrics["thresholds"]) == set(record.config["pathologies"])
+    assert {c["source"] for c in record.metrics["thresholds"].values()} <= {"validation", "expert_train", "default"}
+    assert record.run["device"] == "cpu"
+    assert record.run["threads"] == 1
+    assert {"torch", "ray"} <= set(record.run["versions"])
+    classifier = of(tiny_store, "classifier", architecture="resnet18")
+    assert record.inputs["encoder"] == classifier.fingerprint
+    json.dumps(record.metrics, allow_nan=False)
+    assert tiny(tiny_store).sweep.p == (0.5,)

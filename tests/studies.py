@@ -1,0 +1,17 @@
+"""What tests of whole studies share."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from chexseg_ray.config import StudyConfig, load_config
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TINY = REPOSITORY / "tests" / "tiny.yaml"
+
+Job = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def tiny(store: Path, *overrides: str) -> StudyConfig:
+    """tests/tiny.yaml on a store, with overrides."""
+    return load_config(TINY, [f"store.root={store}", *overrides])
