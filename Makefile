@@ -3,17 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint
+.PHONY: install demo lint test test-slow
 
 $(VENV)/.chexseg_ray: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-demo: $(VENV)/.chexseg_ray
+install: $(VENV)/.chexseg_ray
+
+demo: install
 	$(BIN)/python jobs/sweep.py
 
-lint: $(VENV)/.chexseg_ray
+lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -21,5 +23,5 @@ lint: $(VENV)/.chexseg_ray
 test: lint
 	$(BIN)/python -m pytest -m "science or ray"
 
-test-slow: $(VENV)/.chexseg_ray
+test-slow: install
 	$(BIN)/python -m pytest -m slow

@@ -5,7 +5,6 @@ OUTPUT  cams/{split}/part-*.parquet {cxr_id, height, width, probability f32[K], 
 FAN-OUT one row an image; actors with a model each, CPU or GPU
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +42,7 @@ def make(task: Task) -> Made:
         resources,
         task.execution.images_cpus if resources.num_gpus else resources.num_cpus,  # equal on CPUs: Ray Data fuses both into the actor
     )
-    files = [FileEntry(*json.loads(row["file"])) for row in rows]
+    files = [FileEntry(*row["file"]) for row in rows]
     return Made(files, rows=sum(int(row["rows"]) for row in rows), run={"device": rows[0]["device"]})
 
 
@@ -77,8 +76,7 @@ class CamActor:
         schema = cam_schema(self._config["pathologies"], maps.shape[2:])
         out = out.append_column("cam", pa.array([m.tobytes() for m in maps], type=schema.field("cam").type)).cast(schema)
         entry = self._attempt.write_table(row["part"].replace("images/", f"cams/{row['split']}/"), out)
-        file = json.dumps([entry.path, entry.size, entry.sha256])
-        return {"group": row["group"], "rows": len(out), "file": file, "device": str(self._device)}
+        return {"rows": len(out), "file": [entry.path, entry.size, entry.sha256], "device": str(self._device)}
 
     def map(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[Any, Any]:
         """Probabilities float32 [N, K] and maps float16 [N, K, h, w] of uint8 [N, S, S]."""

@@ -4,7 +4,9 @@ A group's rows never change with the number of tasks, actors or retries, so batc
 a network's output) does not either; a task that is run twice writes the same file twice.
 """
 
+import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from chexseg_ray.errors import InputError, TransientError
@@ -20,11 +22,11 @@ def group_slices(num_rows: int, group_rows: int) -> list[slice]:
 
 
 def run_tasks(label: str, items: Sequence[Row], work: Callable[[Row], Row], num_cpus: float) -> list[Row]:
-    """Run `work` ({group: i, ...} -> {group: i, ...}) on each item as Ray Data tasks. Results in group order."""
+    """Run `work` on each item {group: i, ...} as Ray Data tasks; its results are plain JSON values. Results in group order."""
     import ray
 
     groups = ray.data.from_items(list(items), override_num_blocks=len(items))
-    return _collect(label, groups.map(work, num_cpus=num_cpus), len(items))
+    return _collect(label, groups.map(partial(_guarded, work), num_cpus=num_cpus), len(items))
 
 
 def run_actors(
@@ -40,41 +42,42 @@ def run_actors(
     import ray
 
     groups = ray.data.from_items(list(items), override_num_blocks=len(items))
-    pool = ray.data.ActorPoolStrategy(min_size=resources.min_actors, max_size=resources.max_actors)
     results = groups.map(read, num_cpus=read_cpus).map(
-        actor,
-        fn_constructor_args=tuple(arguments),
-        compute=pool,
+        _GuardedActor,  # type: ignore[arg-type]
+        fn_constructor_args=(actor, tuple(arguments)),
+        compute=ray.data.ActorPoolStrategy(min_size=resources.min_actors, max_size=resources.max_actors),
         num_cpus=resources.num_cpus,
         num_gpus=resources.num_gpus,
-    )  # fmt: skip
+    )
     return _collect(label, results, len(items))
 
 
-def _collect(label: str, dataset: Any, num_groups: int) -> list[Row]:
-    from ray.exceptions import RayTaskError, UserCodeException
-
-    show = track(label, num_groups)
-    rows: list[Row] = []
+def _guarded(work: Callable[[Row], Row], row: Row) -> Row:
+    """The result as one JSON column; an error that a user can act on comes back as data, past Ray's own wrapping."""
     try:
-        for row in dataset.iter_rows():
-            rows.append(row)
-            show(len(rows), "")
-    except (RayTaskError, UserCodeException) as error:
-        raise _own_error(error) from error
-    rows.sort(key=lambda row: int(row["group"]))
-    if [int(row["group"]) for row in rows] != list(range(num_groups)):
-        raise TransientError(f"{label}: {len(rows)} of {num_groups} groups came back: run again")
-    return rows
+        result: Row = {"result": work(row)}
+    except (InputError, TransientError) as error:
+        result = {"fault": type(error).__name__, "message": str(error)}
+    return {"group": row["group"], "json": json.dumps(result)}
 
 
-def _own_error(error: BaseException) -> BaseException:
-    """The InputError or TransientError that a task raised, unwrapped from Ray's errors; else the error itself."""
-    seen: BaseException | None = error
-    while seen is not None:
-        for candidate in (seen, getattr(seen, "cause", None)):
-            for kind in (InputError, TransientError):
-                if isinstance(candidate, kind):
-                    return kind(str(candidate).strip().splitlines()[-1].split("Error: ", 1)[-1])
-        seen = seen.__cause__
-    return error
+class _GuardedActor:
+    def __init__(self, actor: type[Any], arguments: Sequence[Any]) -> None:
+        self._work = actor(*arguments)
+
+    def __call__(self, row: Row) -> Row:
+        return _guarded(self._work, row)
+
+
+def _collect(label: str, dataset: Any, num_groups: int) -> list[Row]:
+    show = track(label, num_groups)
+    found: dict[int, Row] = {}
+    for row in dataset.iter_rows():
+        found[int(row["group"])] = json.loads(row["json"])
+        show(len(found), "")
+    if sorted(found) != list(range(num_groups)):
+        raise TransientError(f"{label}: {len(found)} of {num_groups} groups came back: run again")
+    for _, row in sorted(found.items()):
+        if "fault" in row:
+            raise {"InputError": InputError, "TransientError": TransientError}[row["fault"]](row["message"])
+    return [found[i]["result"] for i in range(num_groups)]

@@ -37,8 +37,8 @@ def make(task: Task) -> Made:
     table = task.store.read_table(manifest, "manifest.parquet", columns).to_pylist()
     items = [{"group": i, "rows": json.dumps(table[rows])} for i, rows in enumerate(group_slices(len(table), GROUP_ROWS))]
     rows = run_tasks(f"images ({split}): groups decoded", items, decode, task.execution.images_cpus)
-    entries = [FileEntry(*entry) for row in rows for entry in json.loads(row["files"])]
-    rejects = [reject for row in rows for reject in json.loads(row["rejects"])]
+    entries = [FileEntry(*entry) for row in rows for entry in row["files"]]
+    rejects = [reject for row in rows for reject in row["rejects"]]
     _refuse_too_many(task, split, manifest.rows, rejects)
     entries.append(write_rejects(task.attempt, rejects))
     return Made(entries, rows=manifest.rows - len(rejects), rejects=len(rejects))
@@ -78,8 +78,7 @@ class DecodeGroup:
         parts = (("images", images, image_schema(self.size)), ("masks", masks, mask_schema(self.pathologies, self.size)))
         tables = [(part_name(name, group), pa.Table.from_pylist(rows, schema=schema)) for name, rows, schema in parts if rows]
         entries = [self.attempt.write_table(name, part) for name, part in tables]
-        files = json.dumps([[e.path, e.size, e.sha256] for e in entries])
-        return {"group": group, "files": files, "rejects": json.dumps(rejects)}
+        return {"files": [[e.path, e.size, e.sha256] for e in entries], "rejects": rejects}
 
     def _decode(self, item: dict[str, Any]) -> tuple[Row, Row | None]:
         where = f"{self.folder}/{item['path']}"

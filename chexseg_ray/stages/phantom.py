@@ -5,7 +5,6 @@ OUTPUT  a CheXpert + CheXlocalize folder: CSVs, JPEGs, mask JSONs, LICENSE.txt
 FAN-OUT one task a group of images; CPU only
 """
 
-import json
 from functools import partial
 from io import BytesIO
 
@@ -27,9 +26,9 @@ def make(task: Task) -> Made:
     items = [{"group": i} for i, _ in enumerate(group_slices(len(images), GROUP_ROWS))]
     work = partial(_draw_group, images=images, long_side=long_side, attempt=task.attempt)
     rows = run_tasks("phantom: groups of images drawn", items, work, task.execution.images_cpus)
-    files = [FileEntry(*entry) for row in rows for entry in json.loads(row["files"])]
-    truth = {name: entry for row in rows for name, entry in json.loads(row["truth"]).items()}
-    second = {name: entry for row in rows for name, entry in json.loads(row["second"]).items()}
+    files = [FileEntry(*entry) for row in rows for entry in row["files"]]
+    truth = {name: entry for row in rows for name, entry in row["truth"].items()}
+    second = {name: entry for row in rows for name, entry in row["second"].items()}
     texts = {path: phantom.csv_text(images, split) for path, split in _CSVS.items()}
     for path, split, masks in (
         (phantom.EXPERT_MASKS, "valid", truth),
@@ -55,4 +54,4 @@ def _draw_group(row: Row, images: list[phantom.PhantomImage], long_side: int, at
         files.append([entry.path, entry.size, entry.sha256])
         if image.split != "train":
             truths[image.cxr_id], seconds[image.cxr_id] = phantom.rle_entry(truth), phantom.rle_entry(second)
-    return {"group": row["group"], "files": json.dumps(files), "truth": json.dumps(truths), "second": json.dumps(seconds)}
+    return {"files": files, "truth": truths, "second": seconds}

@@ -48,8 +48,8 @@ def make(task: Task) -> Made:
     thresholds = [choice.threshold for choice in choices] if choices else None
     work = MaskGroup(task.attempt, cams, config, thresholds)
     rows = run_tasks(f"pseudo masks ({config['method']}): groups written", items, work, task.execution.pseudo_masks_cpus)
-    files = [FileEntry(*json.loads(row["file"])) for row in rows]
-    nonempty = np.sum([json.loads(row["nonempty"]) for row in rows], axis=0).tolist()
+    files = [FileEntry(*row["file"]) for row in rows]
+    nonempty = np.sum([row["nonempty"] for row in rows], axis=0).tolist()
     metrics: dict[str, Any] = {"nonempty_masks": dict(zip(config["pathologies"], nonempty, strict=True))}
     if choices:
         metrics["thresholds"] = {name: _plain(choice) for name, choice in zip(config["pathologies"], choices, strict=True)}
@@ -127,8 +127,7 @@ class MaskGroup:
             out.append({"cxr_id": cam["cxr_id"], "height": cam["height"], "width": cam["width"], "rle": rles})
         table = pa.Table.from_pylist(out, schema=mask_schema(names, size))
         entry = self.attempt.write_table(row["part"].replace("cams/weak/", "masks/"), table)
-        file = json.dumps([entry.path, entry.size, entry.sha256])
-        return {"group": row["group"], "rows": len(out), "file": file, "nonempty": json.dumps(nonempty.tolist())}
+        return {"rows": len(out), "file": [entry.path, entry.size, entry.sha256], "nonempty": nonempty.tolist()}
 
     def masks(self, cam: Row, gate: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """bool [K, size, size]; empty where the gate is closed, and in the padding."""

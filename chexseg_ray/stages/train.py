@@ -58,17 +58,31 @@ def run_training(loop: Loop, job: Any, resources: TrainResources, execution: Exe
     )
     storage = RunConfig(name=name, failure_config=FailureConfig(max_failures=3), storage_path=execution.train_storage)
     try:
-        result = TorchTrainer(_worker_loop, train_loop_config={"loop": loop, "job": job}, scaling_config=scaling, run_config=storage).fit()
+        TorchTrainer(_worker_loop, train_loop_config={"loop": loop, "job": job}, scaling_config=scaling, run_config=storage).fit()
     except ray.train.WorkerGroupError as error:
         faults = [e for e in error.worker_failures.values() if isinstance(e, InputError | TransientError | NanLossError)]
         raise (faults[0] if faults else error) from error
-    return _made(dict(result.metrics or {}))
+    made = json.loads(job.attempt.store.get(_made_path(job)))
+    job.attempt.store.delete(_made_path(job))
+    return _made(made)
+
+
+def _made_path(job: Any) -> str:
+    return f"{job.attempt.address}/{job.attempt.name}/made.json"
 
 
 def _worker_loop(config: dict[str, Any]) -> None:
+    """In the worker: the last report goes through the store, as Train's Result drops metrics that came without a checkpoint."""
     import ray.train
 
-    config["loop"](config["job"], ray.train.report)
+    job = config["job"]
+
+    def report(metrics: dict[str, Any]) -> None:
+        if "made" in metrics:
+            job.attempt.store.put(_made_path(job), json.dumps(metrics).encode())
+        ray.train.report({k: v for k, v in metrics.items() if k != "made"})
+
+    config["loop"](job, report)
 
 
 def result(files: list[FileEntry], rows: int, metrics: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
