@@ -1,5 +1,5 @@
 # make demo: the study on phantoms. make test: lint, types, tests. VENV=/some/venv reuses an environment.
-PYTHON ?= python3
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 

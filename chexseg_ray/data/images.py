@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,16 @@ def decode_grey(data: bytes) -> npt.NDArray[np.uint8]:
         if isinstance(error, ImageError):
             raise
         raise ImageError("undecodable") from error
+
+
+def header_size(stream: IO[bytes]) -> tuple[int, int] | None:
+    """(height, width) of a JPEG or PNG after EXIF rotation, from its header alone; None when it has no readable one."""
+    try:
+        with Image.open(stream, formats=("JPEG", "PNG")) as image:
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError):
+        return None
 
 
 def _is_image(data: bytes) -> bool:

@@ -7,7 +7,7 @@ FAN-OUT one row an image of the split
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from chexseg_ray.data.chexpert import read_csv, refuse_shared_patients
+from chexseg_ray.data.images import header_size
 from chexseg_ray.data.masks import Rle, is_empty, read_mask_json
 from chexseg_ray.data.splits import split_by_patient
 from chexseg_ray.errors import InputError
@@ -47,6 +48,7 @@ def make(task: Task) -> Made:
         table = _annotated(table, masks, name, masks_name)
         if not own_test:
             table = table[_expert_splits(table, masks, config) == split]
+        _refuse_other_sizes(source, name, masks_name, table, masks)
     if table.empty:
         raise InputError(f"{name}: no image is left for the split {split!r}: check data.views, num_validation and num_test")
     table = table.sort_values("cxr_id")
@@ -82,6 +84,21 @@ def _refuse_outside(source: Source, csv_name: str, paths: pd.Series) -> None:
     for row, path in enumerate(paths, start=2):
         if not os.path.realpath(folder / path).startswith(root + os.sep):
             raise InputError(f"{csv_name} row {row}: Path {path!r} leads out of the data root through a link: copy the file into it")
+
+
+def _refuse_other_sizes(source: Source, csv_name: str, masks_name: str, table: pd.DataFrame, masks: Masks) -> None:
+    """Headers only; an image that is missing or broken is for stages.images to reject."""
+    for cxr_id, path in zip(table["cxr_id"], table["path"], strict=True):
+        rle = next(iter(masks[cxr_id].values()))
+        try:
+            with source.filesystem.open_input_file(f"{source.base}/{PurePosixPath(csv_name).parent}/{path}") as stream:
+                size = header_size(stream)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            continue
+        if size is not None and size != (rle.height, rle.width):
+            raise InputError(
+                f"{masks_name}: {cxr_id!r}: its masks are {rle.height} x {rle.width} pixels, the image {size[0]} x {size[1]}: correct the file"
+            )
 
 
 def _annotated(table: pd.DataFrame, masks: Masks, csv_name: str, masks_name: str) -> pd.DataFrame:
