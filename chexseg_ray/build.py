@@ -129,7 +129,7 @@ def source_hashes(config: StudyConfig, source: Source | None) -> dict[str, str]:
         if name is not None:
             try:
                 out[field] = hashlib.sha256(source.read(name)).hexdigest()
-            except (FileNotFoundError, IsADirectoryError):
+            except FileNotFoundError:
                 raise InputError(f"data.{field}={name}: is no file below data.root={config.data.root}: correct the name") from None
     return out
 
@@ -160,16 +160,22 @@ def make_execution(config: StudyConfig, source: Source | None, start_ray: Callab
     )
 
 
-def check_before_ray(config: StudyConfig, study: Study, source: Source | None, store: Store, execution: Execution) -> None:
-    """Find what is wrong with the data while nothing runs yet: patients in two files, and every manifest."""
-    if source is None or all(store.find(step) for step in study.upstream() if step.name == "manifest"):
-        return
-    from chexseg_ray.stages.manifest import check_sources
+def prepare(config: StudyConfig, study: Study, source: Source | None, store: Store, execution: Execution) -> None:
+    """Find what is wrong with the data before anything is trained; with the user's own data, before Ray starts.
 
-    check_sources(source, {field: getattr(config.data, field) for field in SOURCE_FIELDS}, config.data.pathologies)
-    for step in study.upstream():
-        if step.name == "manifest":
-            build(step, store, execution)
+    Raises:
+        InputError: a fault of a source file, a patient in two files, or a sweep that asks for more images than there are.
+    """
+    if source is not None:
+        from chexseg_ray.stages.manifest import check_sources
+
+        check_sources(source, execution.files, config.data.pathologies)
+    rows = {step.config["split"]: build(step, store, execution).rows for step in study.upstream() if step.name == "manifest"}
+    asked = {"weak": ("weak_n", config.sweep.weak_n), "expert_train": ("num_expert", config.sweep.num_expert)}
+    for split, (field, sizes) in asked.items():
+        too_large = [n for n in sizes if n is not None and n > rows.get(split, n)]
+        if too_large:
+            raise InputError(f"sweep.{field}={too_large[0]} exceeds the {rows[split]} images of the split {split!r}: choose a smaller one")
 
 
 @dataclass(frozen=True)

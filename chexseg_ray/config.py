@@ -107,6 +107,13 @@ class ClassifierConfig(_Section):
 
     _check = field_validator("train_splits", "selection_pathologies")(_unique)
 
+    @model_validator(mode="after")
+    def _splits_differ(self) -> Self:
+        both = [split for split in self.train_splits if split in self.validation_splits]
+        if both:
+            raise ValueError(f"train_splits and validation_splits both name {both[0]!r}: a checkpoint is not chosen on its training images")
+        return self
+
 
 class CamsConfig(_Section):
     """Grad-CAM in closed form (paper appendix A.1, eq. 1 and 2)."""
@@ -293,7 +300,10 @@ def _parse_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        raise InputError(f"{where}{line}: {getattr(error, 'problem', None) or error}: write plain YAML") from None
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise InputError(f"{where}{line}: {problem}: write plain YAML") from None
+    except (ValueError, TypeError) as error:  # a date that is none, a key that is a list
+        raise InputError(f"{where}: {' '.join(str(error).split())}: write plain YAML") from None
 
 
 def _set(tree: Any, override: str) -> None:

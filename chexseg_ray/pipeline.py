@@ -37,7 +37,7 @@ class SweepPoint:
 
     @property
     def label(self) -> str:
-        parts = [self.method or "expert", f"p={self.p:g}", f"init={self.init}"]
+        parts = [self.method or "expert", f"p={self.p}", f"init={self.init}"]
         parts += [f"weak_n={self.weak_n}"] if self.weak_n else []
         parts += [f"num_expert={self.num_expert}"] if self.num_expert is not None else []
         return " ".join([*parts, f"trial={self.trial}"])

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from chexseg_ray.artifacts import Record, Step, Store
-from chexseg_ray.build import build, check_before_ray, claim, load_study, make_execution, plan, print_plan
+from chexseg_ray.build import build, claim, load_study, make_execution, plan, prepare, print_plan
 from chexseg_ray.config import StudyConfig
 from chexseg_ray.errors import InputError
 from chexseg_ray.pipeline import Study, SweepPoint
@@ -48,7 +48,7 @@ def run_study(config: StudyConfig, plan_only: bool = False) -> int:
             ray_session = RaySession(config.compute.dashboard)
             try:
                 execution = make_execution(config, source, ray_session.start, store)
-                check_before_ray(config, study, source, store, execution)
+                prepare(config, study, source, store, execution)
                 failed = _build_all(config, study, store, execution)
             finally:
                 ray_session.stop()
@@ -247,8 +247,6 @@ def _trial(space: Mapping[str, Any], by_label: Mapping[str, _Waiting], store: St
     """One trial: train and evaluate one point. A fault of the point itself is written down, not raised (raising retries)."""
     from ray import tune
 
-    from chexseg_ray.stages.train import NanLossError
-
     step = by_label[space["point"]].step
     last: dict[str, Any] = {}
 
@@ -258,7 +256,7 @@ def _trial(space: Mapping[str, Any], by_label: Mapping[str, _Waiting], store: St
 
     try:
         build(step, store, replace(execution, report=report), TRIAL_STEPS)
-    except (NanLossError, InputError) as error:
+    except InputError as error:
         write_failure(store, step, error)
         tune.report({**last, "built": False})
         return

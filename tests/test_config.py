@@ -60,6 +60,9 @@ def test_the_names_that_scripts_rely_on_can_be_overridden() -> None:
         ("data.test_masks=null", "go together"),
         ("data.num_test=5", "not both"),
         ("report.name=../x", "report.name"),
+        ("report.title=2024-13-45", "write plain YAML"),
+        ("sweep.p={[1]: 2}", "write plain YAML"),
+        ("classifier.train_splits=[weak, expert_train]", "both name 'expert_train'"),
         ("classifier.architecture=resnet18", "cams.fine_grid"),
     ],
 )

@@ -1,5 +1,6 @@
 """Read a CheXpert-format CSV: paths, patients, views and labels, selected by name and never by position."""
 
+import csv
 import io
 import re
 from collections.abc import Iterable, Sequence
@@ -37,10 +38,7 @@ def read_csv(data: bytes, source: str, pathologies: Sequence[str]) -> pd.DataFra
     Raises:
         InputError: with the column or row and the rule, for every fault of the file.
     """
-    try:
-        table = pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=True)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{source}: no CSV that can be read ({str(error).splitlines()[0]}): give CheXpert's format") from None
+    table = _parse(data, source)
     if "Path" not in table.columns:
         raise InputError(f"{source}: has no column 'Path': give CheXpert's format")
     if table.empty:
@@ -59,6 +57,26 @@ def read_csv(data: bytes, source: str, pathologies: Sequence[str]) -> pd.DataFra
     for pathology in pathologies:
         out[pathology] = _labels(table, pathology, source)
     return out
+
+
+def _parse(data: bytes, source: str) -> pd.DataFrame:
+    """All cells as text. A row is as long as the header, so that a file that was cut cannot pass for blank labels."""
+    try:
+        rows = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{source}: no CSV that can be read ({error}): give CheXpert's format") from None
+    while rows and not rows[-1]:
+        rows.pop()
+    if not rows:
+        raise InputError(f"{source}: no CSV that can be read (it is empty): give CheXpert's format")
+    names = rows[0]
+    repeated = [name for i, name in enumerate(names) if name in names[:i]]
+    if repeated:
+        raise InputError(f"{source}: has two columns {repeated[0]!r}: remove one")
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != len(names):
+            raise InputError(f"{source} row {number}: has {len(row)} cells, the header {len(names)}: the file is cut or damaged")
+    return pd.DataFrame(rows[1:], columns=names, dtype=str)
 
 
 def _checked_path(path: str, source: str, row: int) -> str:

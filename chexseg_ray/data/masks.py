@@ -119,7 +119,16 @@ def read_mask_json(data: bytes, source: str, pathologies: Sequence[str]) -> dict
         raise InputError(f"{source}: no JSON: give CheXlocalize's segmentation or annotation file") from None
     if not isinstance(raw, dict) or not all(isinstance(entry, dict) for entry in raw.values()):
         raise InputError(f"{source}: not {{cxr_id: {{pathology: mask}}}}: give CheXlocalize's segmentation or annotation file")
-    return {cxr_id: {name: _mask(entry, name, cxr_id, source) for name in pathologies} for cxr_id, entry in raw.items()}
+    masks = {cxr_id: {name: _mask(entry, name, cxr_id, source) for name in pathologies} for cxr_id, entry in raw.items()}
+    for cxr_id, own in masks.items():
+        first = next(iter(own.values()))
+        for name, rle in own.items():
+            if (rle.height, rle.width) != (first.height, first.width):
+                raise InputError(
+                    f"{source}: {cxr_id!r}, {name}: size {rle.height} x {rle.width} is not that of its other masks "
+                    f"({first.height} x {first.width}): correct the file"
+                )
+    return masks
 
 
 def _mask(entry: Mapping[str, object], pathology: str, cxr_id: str, source: str) -> Rle:

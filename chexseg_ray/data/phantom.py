@@ -28,7 +28,7 @@ SECOND_READER = "CheXlocalize/hb_segmentations_test.json"
 
 # frequency of each independent finding in a study; Lung Lesion and Pneumothorax are rare, Support Devices common, as in CheXpert
 _FREQUENCY = {
-    "Cardiomegaly": 0.22, "Lung Lesion": 0.05, "Edema": 0.22, "Consolidation": 0.16, "Atelectasis": 0.20,
+    "Cardiomegaly": 0.22, "Lung Lesion": 0.08, "Edema": 0.22, "Consolidation": 0.16, "Atelectasis": 0.20,
     "Pneumothorax": 0.09, "Pleural Effusion": 0.32, "Support Devices": 0.45,
 }  # fmt: skip
 _WIDENED = 0.12  # Enlarged Cardiomediastinum without Cardiomegaly

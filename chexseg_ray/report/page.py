@@ -15,7 +15,8 @@ from chexseg_ray.report.results import PointResult, SettingResult, mean_of_defin
 from chexseg_ray.report.tables import header, long_csv, main_rows, markdown, number, terminal
 
 _TEXT = {
-    "pooled": "Pixels summed over the test set, then the ratio, at model resolution without padding: the paper's IoU.",
+    "pooled": "Pixels summed over the test set, then the ratio, at model resolution without padding: the paper's IoU. "
+    "A pathology without a true pixel in the test set is undefined (–) and in no mean.",
     "per_image": "The ratio of each image at its original resolution, then the mean; images without prediction and truth left out.",
     "per_image_true_pos_only": "CheXlocalize's default: also without images where either prediction or truth is empty, so that "
     "missed findings do not count.",
@@ -93,8 +94,8 @@ def _failure(store: Store, label: str, address: str) -> str:
 
 
 def _record_row(result: PointResult) -> list[str]:
-    iou = result.iou["pooled"]
-    return [result.point.label, result.record.address, number(mean_of_defined(iou, iou == iou), 4), f"{result.record.run['seconds']:.1f}"]
+    mean = mean_of_defined(result.iou["pooled"])
+    return [result.point.label, result.record.address, number(mean, 4), f"{result.record.run['seconds']:.1f}"]
 
 
 def _splits(study: Study, store: Store, pathologies: Sequence[str]) -> list[list[str]]:

@@ -50,7 +50,8 @@ def point_results(study: Study, store: Store, pathologies: Sequence[str]) -> lis
                 "per_image": per_image_iou(original, true_pos_only=False),
                 "per_image_true_pos_only": per_image_iou(original, true_pos_only=True),
             }
-            out.append(PointResult(point, record, iou))
+            absent = model[:, :, 2].sum(axis=0) == 0  # no true pixel in the test set: undefined for every point alike
+            out.append(PointResult(point, record, {name: np.where(absent, np.nan, values) for name, values in iou.items()}))
     return out
 
 
@@ -71,8 +72,10 @@ def setting_results(study: Study, results: Sequence[PointResult], level: float) 
     return [_setting(s, n, [r for r in results if replace(r.point, trial=-1) == s], level) for s, n in planned.items()]
 
 
-def mean_of_defined(iou: npt.NDArray[np.float64], defined: npt.NDArray[np.bool_]) -> float:
-    """The plain mean over the pathologies that are defined in every trial of the setting; NaN when there is none."""
+def mean_of_defined(iou: npt.NDArray[np.float64]) -> float:
+    """The plain mean over the defined pathologies; NaN when there is none. For pooled and per_image these are the ones that
+    the test set's truth has, whatever is predicted."""
+    defined = ~np.isnan(iou)
     return float(iou[defined].mean()) if defined.any() else math.nan
 
 
@@ -80,8 +83,7 @@ def _setting(setting: SweepPoint, planned: int, own: Sequence[PointResult], leve
     means, each, undefined = {}, {}, {}
     for name in AGGREGATIONS:
         matrix = np.stack([r.iou[name] for r in own]) if own else np.zeros((0, 0))
-        defined = np.atleast_1d(~np.isnan(matrix).any(axis=0))
-        means[name] = t_interval([mean_of_defined(row, defined) for row in matrix], level)
+        means[name] = t_interval([mean_of_defined(row) for row in matrix], level)
         each[name] = [t_interval([float(v) for v in column], level) for column in matrix.T]
-        undefined[name] = int((~defined).sum())
+        undefined[name] = int(np.isnan(matrix).any(axis=0).sum())
     return SettingResult(setting, len(own), planned, means, each, undefined)

@@ -42,11 +42,10 @@ def long_csv(points: Sequence[PointResult], settings: Sequence[SettingResult], p
         axes = {"method": s.method or "", "init": s.init, "p": s.p, "weak_n": s.weak_n, "num_expert": s.num_expert or "", "trial": s.trial}
         for name in AGGREGATIONS:
             iou = result.iou[name]
-            defined = iou == iou
-            rows = [*zip(pathologies, iou.tolist(), strict=True), ("mean", mean_of_defined(iou, defined))]
+            rows = [*zip(pathologies, iou.tolist(), strict=True), ("mean", mean_of_defined(iou))]
             for pathology, value in rows:
                 own = {"pathology": pathology, "aggregation": name, "iou": _blank(value), "n": 1, "record": result.record.address}
-                writer.writerow(axes | own | {"undefined": int((~defined).sum()) if pathology == "mean" else int(math.isnan(value))})
+                writer.writerow(axes | own | {"undefined": sum(v != v for v in iou.tolist()) if pathology == "mean" else int(math.isnan(value))})
     for setting in settings:
         s = setting.setting
         axes = {"method": s.method or "", "init": s.init, "p": s.p, "weak_n": s.weak_n, "num_expert": s.num_expert or "", "trial": "all"}

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from chexseg_ray.errors import InputError
+
 
 def trial_seed(seed: int, trial: int) -> int:
     """The model and sampling seed of a trial, in [0, 2^31)."""
@@ -32,10 +34,10 @@ def weak_subset(ids: Sequence[str], seed: int, trial: int, size: int) -> list[st
         n ids, sorted.
 
     Raises:
-        ValueError: the pool is smaller than n.
+        InputError: the pool is smaller than n.
     """
     if size > len(ids):
-        raise ValueError(f"weak_n {size} exceeds the {len(ids)} accepted weak images")
+        raise InputError(f"sweep.weak_n={size} exceeds the {len(ids)} accepted weak images: choose a smaller one")
     earliest = np.full(len(ids), len(ids))
     order = np.arange(len(ids))
     for t in range(trial + 1):
@@ -51,12 +53,12 @@ def expert_subset(ids: Sequence[str], seed: int, trial: int, size: int | None) -
     """The expert images that a point may use: nested by size within a trial; all of them when size is None.
 
     Raises:
-        ValueError: fewer than `size` expert images exist.
+        InputError: fewer than `size` expert images exist.
     """
     if size is None:
         return sorted(ids)
     if size > len(ids):
-        raise ValueError(f"num_expert {size} exceeds the {len(ids)} expert training images")
+        raise InputError(f"sweep.num_expert={size} exceeds the {len(ids)} expert training images: choose a smaller one")
     order = np.random.default_rng([seed, 303, trial]).permutation(len(ids))
     return sorted(ids[i] for i in order[:size])
 

@@ -85,7 +85,7 @@ def train(job: ClassifierJob, report: Report) -> None:
         loss = masked_loss(logits, torch.tensor(batch.targets).to(device))
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise NanLossError(f"classifier update {progress.update}: loss is {value}, images {', '.join(batch.ids)}")
+            raise NanLossError(f"classifier update {progress.update}: loss is {value}, images {', '.join(batch.ids)}: lower its learning_rate")
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         progress.update += 1
@@ -122,7 +122,7 @@ def _finish(
     config = job.config
     weights = progress.best or dict(model.state_dict())
     if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
-        raise NanLossError(f"classifier {config['architecture']}: weights are not finite after update {progress.update}")
+        raise NanLossError(f"classifier {config['architecture']}: weights are not finite after update {progress.update}: lower its learning_rate")
     metadata = {k: config[k] for k in ("architecture", "normalisation", "pathologies", "uncertainty", "size")}
     entry = job.attempt.write("weights.safetensors", to_safetensors(weights, {"model": json.dumps(metadata)}))
     matrix = np.stack(list(targets.values()))

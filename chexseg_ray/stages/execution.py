@@ -32,8 +32,21 @@ class Source:
     filesystem: pafs.FileSystem
     base: str
 
+    def open(self, path: str) -> Any:
+        """A stream of a file below the root. Raises FileNotFoundError for what is no file, a folder too."""
+        where = f"{self.base}/{path}"
+        try:
+            return self.filesystem.open_input_file(where)
+        except NotADirectoryError:
+            raise FileNotFoundError(where) from None
+        except OSError:
+            if self.filesystem.get_file_info(where).type != pafs.FileType.File:
+                raise FileNotFoundError(where) from None
+            raise
+
     def read(self, path: str) -> bytes:
-        with self.filesystem.open_input_file(f"{self.base}/{path}") as stream:
+        """A file's bytes; errors as open()."""
+        with self.open(path) as stream:
             data: bytes = stream.read()
         return data
 

@@ -33,7 +33,7 @@ def run_actors(
     label: str,
     items: Sequence[Row],
     read: Callable[[Row], Row],
-    actor: type[Any],
+    actor: Callable[..., Callable[[Row], Row]],
     arguments: Sequence[Any],
     resources: ActorResources,
     read_cpus: float,
@@ -42,7 +42,7 @@ def run_actors(
     import ray
 
     groups = ray.data.from_items(list(items), override_num_blocks=len(items))
-    results = groups.map(read, num_cpus=read_cpus).map(
+    results = groups.map(partial(_guarded_read, read), num_cpus=read_cpus).map(
         _GuardedActor,  # type: ignore[arg-type]
         fn_constructor_args=(actor, tuple(arguments)),
         compute=ray.data.ActorPoolStrategy(min_size=resources.min_actors, max_size=resources.max_actors),
@@ -61,12 +61,30 @@ def _guarded(work: Callable[[Row], Row], row: Row) -> Row:
     return {"group": row["group"], "json": json.dumps(result)}
 
 
+def _guarded_read(read: Callable[[Row], Row], row: Row) -> Row:
+    """The row with what was read, or with the fault that the actor passes on."""
+    try:
+        return {**read(row), "fault": ""}
+    except (InputError, TransientError) as error:
+        return {**row, "data": b"", "fault": json.dumps({"fault": type(error).__name__, "message": str(error)})}
+
+
 class _GuardedActor:
-    def __init__(self, actor: type[Any], arguments: Sequence[Any]) -> None:
-        self._work = actor(*arguments)
+    """Makes its worker at the first row, so that a fault of the model's file is data too."""
+
+    def __init__(self, actor: Callable[..., Callable[[Row], Row]], arguments: Sequence[Any]) -> None:
+        self._make: Callable[[], Callable[[Row], Row]] = partial(actor, *arguments)
+        self._worker: Callable[[Row], Row] | None = None
 
     def __call__(self, row: Row) -> Row:
+        if row["fault"]:
+            return {"group": row["group"], "json": row["fault"]}
         return _guarded(self._work, row)
+
+    def _work(self, row: Row) -> Row:
+        if self._worker is None:
+            self._worker = self._make()
+        return self._worker(row)
 
 
 def _collect(label: str, dataset: Any, num_groups: int) -> list[Row]:

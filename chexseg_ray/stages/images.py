@@ -84,7 +84,7 @@ class DecodeGroup:
         where = f"{self.folder}/{item['path']}"
         try:
             data = self.source.read(where)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        except FileNotFoundError:
             raise ImageError("missing") from None
         except OSError as error:
             raise TransientError(f"{where}: cannot be read ({error}): run again") from None

@@ -39,13 +39,15 @@ def make(task: Task) -> Made:
     assert name is not None, csv_field
     table = read_csv(_read(source, name), name, pathologies)
     _refuse_outside(source, name, table["path"])
-    table = table[table["view"].isin(config["views"])]
+    in_view = table["view"].isin(config["views"])
     masks: Masks = {}
-    if split != "weak":
+    if split == "weak":
+        table = table[in_view]
+    else:
         masks_name = files["test_masks" if own_test else "expert_masks"]
         assert masks_name is not None
         masks = read_mask_json(_read(source, masks_name), masks_name, pathologies)
-        table = _annotated(table, masks, name, masks_name)
+        table = table[_annotated(table, masks, name, masks_name) & in_view]
         if not own_test:
             table = table[_expert_splits(table, masks, config) == split]
         _refuse_other_sizes(source, name, masks_name, table, masks)
@@ -56,7 +58,7 @@ def make(task: Task) -> Made:
     return Made([entry], rows=len(table), metrics=_summary(table, masks, pathologies))
 
 
-def check_sources(source: Source, files: dict[str, str | None], pathologies: Sequence[str]) -> None:
+def check_sources(source: Source, files: Mapping[str, str | None], pathologies: Sequence[str]) -> None:
     """What no single manifest sees: a patient in two of the CSV files.
 
     Raises:
@@ -70,9 +72,7 @@ def _read(source: Source, name: str) -> bytes:
     try:
         return source.read(name)
     except FileNotFoundError:
-        raise InputError(f"{source.base}/{name}: is not there: check data.root and the file names in the data section") from None
-    except IsADirectoryError:
-        raise InputError(f"{source.base}/{name}: is a folder: name a file") from None
+        raise InputError(f"{source.base}/{name}: is no file: check data.root and the file names in the data section") from None
 
 
 def _refuse_outside(source: Source, csv_name: str, paths: pd.Series) -> None:
@@ -91,9 +91,9 @@ def _refuse_other_sizes(source: Source, csv_name: str, masks_name: str, table: p
     for cxr_id, path in zip(table["cxr_id"], table["path"], strict=True):
         rle = next(iter(masks[cxr_id].values()))
         try:
-            with source.filesystem.open_input_file(f"{source.base}/{PurePosixPath(csv_name).parent}/{path}") as stream:
+            with source.open(f"{PurePosixPath(csv_name).parent}/{path}") as stream:
                 size = header_size(stream)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        except FileNotFoundError:
             continue
         if size is not None and size != (rle.height, rle.width):
             raise InputError(
@@ -101,21 +101,30 @@ def _refuse_other_sizes(source: Source, csv_name: str, masks_name: str, table: p
             )
 
 
-def _annotated(table: pd.DataFrame, masks: Masks, csv_name: str, masks_name: str) -> pd.DataFrame:
+def _annotated(table: pd.DataFrame, masks: Masks, csv_name: str, masks_name: str) -> pd.Series:
+    """Which rows have masks."""
     unknown = sorted(set(masks) - set(table["cxr_id"]))
     if unknown:
-        raise InputError(f"{masks_name}: {len(unknown)} ids are not in {csv_name}, first {unknown[0]!r}: correct the file or data.views")
-    return table[table["cxr_id"].isin(masks.keys())]
+        raise InputError(f"{masks_name}: {len(unknown)} ids are not in {csv_name}, first {unknown[0]!r}: correct the file")
+    return table["cxr_id"].isin(masks.keys())
 
 
 def _expert_splits(table: pd.DataFrame, masks: Masks, config: Mapping[str, Any]) -> npt.NDArray[np.object_]:
-    positives = np.array([[not is_empty(masks[i][name]) for name in config["pathologies"]] for i in table["cxr_id"]], dtype=bool)
-    sizes = {"validation": float(config["num_validation"]), "test": float(config["num_test"] or 0)}
-    sizes["expert_train"] = len(table) - sum(sizes.values())
-    if sizes["expert_train"] < 1:
-        raise InputError(f"{len(table)} annotated images cannot give {sizes['validation']:g} for validation and {sizes['test']:g} for test")
-    wanted = {name: size for name, size in sizes.items() if size}
-    return split_by_patient(list(table["patient_id"]), positives, wanted, int(config["split_seed"]))
+    """The test images first, stratified by the CSV's labels, so that no test mask has a say in the others' split; the rest by masks."""
+    patients, seed = list(table["patient_id"]), int(config["split_seed"])
+    validation, test = float(config["num_validation"]), float(config["num_test"] or 0)
+    if len(table) - validation - test < 1:
+        raise InputError(f"{len(table)} annotated images cannot give {validation:g} for validation and {test:g} for test: ask for fewer")
+    out = np.full(len(table), "test", dtype=object)
+    labels = (table[list(config["pathologies"])] == 1).to_numpy(dtype=bool)
+    rest = np.ones(len(table), dtype=bool)
+    if test:
+        rest = split_by_patient(patients, labels, {"test": test, "rest": len(table) - test}, seed) == "rest"
+    own = table[rest]
+    positives = np.array([[not is_empty(masks[i][name]) for name in config["pathologies"]] for i in own["cxr_id"]], dtype=bool)
+    sizes = {"validation": validation, "expert_train": len(own) - validation}
+    out[rest] = split_by_patient(list(own["patient_id"]), positives, sizes, seed)
+    return out
 
 
 def _to_arrow(table: pd.DataFrame, masks: Masks, pathologies: Sequence[str]) -> pa.Table:

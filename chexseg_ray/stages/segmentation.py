@@ -20,7 +20,6 @@ from torch import nn
 
 from chexseg_ray.artifacts import Attempt, Record
 from chexseg_ray.data.images import content_box
-from chexseg_ray.errors import InputError
 from chexseg_ray.evaluation.thresholds import (
     SEGMENTATION_GRID,
     Choice,
@@ -83,8 +82,6 @@ class SegmentationJob:
         if "pseudo_masks" not in self.inputs:
             return []
         ids = accepted_ids(self.attempt.store, self.inputs["pseudo_masks"])
-        if self.config["weak_n"] > len(ids):
-            raise InputError(f"sweep.weak_n={self.config['weak_n']} exceeds the {len(ids)} accepted weak images: choose a smaller one")
         return weak_subset(ids, self.config["sweep_seed"], self.config["trial"], self.config["weak_n"])
 
 
@@ -133,7 +130,7 @@ def train(job: SegmentationJob, report: Report) -> None:
         inputs = torch.from_numpy(pixels).to(device), torch.from_numpy(masks).to(device)
         loss = segmentation_update(model, optimiser, *inputs, normalisation, config["dice_smoothing"])
         if not math.isfinite(loss):
-            raise NanLossError(f"segmentation update {progress.update}: loss is {loss}, images {', '.join(ids)}")
+            raise NanLossError(f"segmentation update {progress.update}: loss is {loss}, images {', '.join(ids)}: lower segmentation.learning_rate")
         progress.update += 1
         if progress.update in due:
             score = _validate(model, validation, config, normalisation, device)
@@ -180,6 +177,8 @@ def score_histogram(
     for start in range(0, len(images.ids), 8):
         ids = images.ids[start : start + 8]
         scores = predict(model, images.pixels.gather(ids), normalisation, device)
+        if not np.isfinite(scores).all():
+            raise NanLossError(f"segmentation scores are not finite, images {', '.join(ids)}: lower segmentation.learning_rate")
         truth = unpack_masks(images.masks.gather(ids), size)
         for i, cxr_id in enumerate(ids):
             box = content_box(*images.sizes[cxr_id], size)
@@ -224,6 +223,8 @@ def _finish(
     }
     keys = ("encoder", "output_stride", "atrous_rates", "pathologies", "size")
     metadata = {k: config[k] for k in keys} | {"normalisation": normalisation}
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in model.state_dict().values()):
+        raise NanLossError(f"segmentation weights are not finite after update {progress.update}: lower segmentation.learning_rate")
     entry = job.attempt.write("weights.safetensors", to_safetensors(dict(model.state_dict()), {"model": json.dumps(metadata)}))
     metrics = {
         "thresholds": thresholds,

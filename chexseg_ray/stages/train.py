@@ -18,8 +18,8 @@ Report = Callable[[dict[str, Any]], None]
 Loop = Callable[[Any, Report], None]
 
 
-class NanLossError(RuntimeError):
-    """The loss of an update is not finite: a fault of the point, not of the machine."""
+class NanLossError(InputError):
+    """A loss, a score or a weight is not finite: a fault of the config (exit code 2; in a trial, of its point alone)."""
 
 
 def training_device() -> torch.device:
@@ -36,7 +36,6 @@ def begin(seed: int, threads: int) -> torch.device:
 
 def run_training(loop: Loop, job: Any, resources: TrainResources, execution: Execution, name: str) -> Made:
     """Run a loop to its end and return what it made."""
-    import ray.train
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -57,13 +56,11 @@ def run_training(loop: Loop, job: Any, resources: TrainResources, execution: Exe
         resources_per_worker={"CPU": resources.num_cpus, **({"GPU": resources.num_gpus} if resources.num_gpus else {})},
     )
     storage = RunConfig(name=name, failure_config=FailureConfig(max_failures=3), storage_path=execution.train_storage)
-    try:
-        TorchTrainer(_worker_loop, train_loop_config={"loop": loop, "job": job}, scaling_config=scaling, run_config=storage).fit()
-    except ray.train.WorkerGroupError as error:
-        faults = [e for e in error.worker_failures.values() if isinstance(e, InputError | TransientError | NanLossError)]
-        raise (faults[0] if faults else error) from error
+    TorchTrainer(_worker_loop, train_loop_config={"loop": loop, "job": job}, scaling_config=scaling, run_config=storage).fit()
     made = json.loads(job.attempt.store.get(_made_path(job)))
     job.attempt.store.delete(_made_path(job))
+    if "fault" in made:
+        raise {"InputError": InputError, "TransientError": TransientError}.get(made["fault"], NanLossError)(made["message"])
     return _made(made)
 
 
@@ -82,7 +79,11 @@ def _worker_loop(config: dict[str, Any]) -> None:
             job.attempt.store.put(_made_path(job), json.dumps(metrics).encode())
         ray.train.report({k: v for k, v in metrics.items() if k != "made"})
 
-    config["loop"](job, report)
+    try:
+        config["loop"](job, report)
+    except (InputError, TransientError) as error:  # handed over, not raised: Train would start the worker again
+        fault = {"fault": type(error).__name__, "message": str(error)}
+        job.attempt.store.put(_made_path(job), json.dumps(fault).encode())
 
 
 def result(files: list[FileEntry], rows: int, metrics: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:

@@ -68,6 +68,9 @@ def test_bom_and_crlf_work() -> None:
         (csv(row("elsewhere/x.jpg")), "names no train/"),
         (csv(row(TRAIN, head="Male,60,Oblique,AP")), "Frontal/Lateral is 'oblique'"),
         (b"a,b\n1,2\n", "no column 'Path'"),
+        (csv(row(TRAIN))[:-12], "row 2: has 11 cells, the header 19: the file is cut"),
+        (csv(row(TRAIN), columns=(*COLUMNS[:-1], "Edema")), "two columns 'Edema'"),
+        (csv(row(TRAIN), "", row(TRAIN)), "row 3: has 0 cells"),
     ],
 )  # fmt: skip
 def test_a_fault_is_named_with_its_row(data: bytes, message: str) -> None:

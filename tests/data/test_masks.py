@@ -52,6 +52,12 @@ def test_a_fault_names_id_and_pathology(data: bytes, message: str) -> None:
         read_mask_json(data, "m.json", ["Edema"])
 
 
+def test_masks_of_one_image_have_one_size() -> None:
+    turned = {"size": [5, 4], "counts": GOOD["counts"]}
+    with pytest.raises(InputError, match=r"'id1', Edema: size 5 x 4 is not that of its other masks \(4 x 5\)"):
+        read_mask_json(entry(Cardiomegaly=GOOD, Edema=turned), "m.json", ["Cardiomegaly", "Edema"])
+
+
 def test_an_annotation_file_is_rasterised_and_absent_pathologies_are_empty() -> None:
     square = [[[1, 1], [3, 1], [3, 3], [1, 3]]]
     data = json.dumps({"id1": {"img_size": [6, 5], "Edema": square}}).encode()

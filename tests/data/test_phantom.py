@@ -41,7 +41,7 @@ def test_masks_are_chexlocalizes_and_findings_have_pixels() -> None:
         read = read_mask_json(mask_json({image.cxr_id: rle_entry(truth)}).encode(), "m", PATHOLOGIES)
         assert set(read[image.cxr_id]) == set(PATHOLOGIES)
         for name in PATHOLOGIES:
-            assert truth[name].any() <= (name in image.findings)
+            assert truth[name].any() == (name in image.findings), (image.cxr_id, name)
             assert second[name].shape == truth[name].shape
     again, _, _ = render(IMAGES[39], 96)
     assert np.array_equal(again, grey)
@@ -61,7 +61,7 @@ def test_pathologies_differ_in_size_and_frequency_and_nest_as_in_the_paper() -> 
             assert (truth[child] <= truth["Airspace Opacity"]).all()
     frequency = {name: len(values) / len(images) for name, values in areas.items()}
     size = {name: float(np.mean(values)) for name, values in areas.items()}
-    assert frequency["Lung Lesion"] < 0.12 < frequency["Cardiomegaly"] < frequency["Airspace Opacity"]
+    assert frequency["Lung Lesion"] < 0.14 < frequency["Cardiomegaly"] < frequency["Airspace Opacity"]
     assert size["Lung Lesion"] < 0.01 < 0.04 < size["Cardiomegaly"] < size["Enlarged Cardiomediastinum"]
     assert size["Support Devices"] < 0.03
 

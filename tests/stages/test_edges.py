@@ -48,6 +48,7 @@ def test_real_x_rays_run_through_to_their_report(real_data: Path, tmp_path: Path
         "data.expert_csv=CheXpert-mini/valid.csv", "data.expert_masks=gt_segmentations.json", "data.test_csv=null", "data.test_masks=null",
         "data.num_validation=10", "data.num_test=12", "data.licence=CC BY-NC-SA and others, see the data's README",
         "classifier.train_splits=[weak, expert_train]", "encoder_classifier.train_splits=[weak, expert_train]",
+        "classifier.validation_splits=[validation]", "encoder_classifier.validation_splits=[validation]",
         "classifier.blanks=ignore", "encoder_classifier.blanks=ignore", "pseudo_masks.gate=probability",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -82,6 +82,66 @@ def test_bad_data_is_refused_before_ray_starts(fault: str, user_root: Path, tmp_
 
 
 @pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sweep.weak_n=[5000]", r"sweep.weak_n=5000 exceeds the \d+ images of the split 'weak'"),
+        ("sweep.num_expert=[500]", r"sweep.num_expert=500 exceeds the \d+ images of the split 'expert_train'"),
+        ("data.weak_csv=CheXpert-v1.0", "data.weak_csv=CheXpert-v1.0: is no file"),
+        ("data.weak_csv=CheXpert-v1.0/train.csv/x", "is no file"),
+        ("data.num_validation=500", "cannot give 500 for validation"),
+    ],
+)
+def test_a_config_that_the_data_cannot_serve_is_refused_before_ray_starts(
+    override: str, message: str, phantom_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chexseg_ray.sweep.RaySession.start", lambda _: no_ray())
+    with pytest.raises(InputError, match=message):
+        run_study(tiny(tmp_path / "store", f"data.root={phantom_root}", override))
+
+
+def test_a_patient_in_two_files_is_found_when_each_manifest_is_known_already(
+    user_root: Path, phantom_root: Path, tmp_path: Path, private_ray: Callable[[], None]
+) -> None:
+    edit(user_root / ROOT / "train.csv", a_row(user_root, "train.csv").split("/")[2], a_row(user_root, "valid.csv").split("/")[2])
+    for split in ("weak", "expert_train", "validation", "test"):
+        config = tiny(tmp_path / "store", f"data.root={user_root}")
+        study, source = load_study(config)
+        store = Store.open(config.store.root)
+        step = next(s for s in study.steps() if s.name == "manifest" and s.config["split"] == split)
+        build(step, store, make_execution(config, source, no_ray, store))
+    with pytest.raises(InputError, match="share 1 patients"):
+        run_study(tiny(tmp_path / "store", f"data.root={user_root}"))
+
+
+def test_an_annotated_lateral_is_left_out_by_the_view_not_called_unknown(user_root: Path, tmp_path: Path) -> None:
+    lines = (user_root / ROOT / "valid.csv").read_text().splitlines()
+    annotated = json.loads((user_root / "CheXlocalize" / "gt_segmentations_val.json").read_text())
+    index = next(i for i, line in enumerate(lines) if any(a.split("_")[0] in line for a in annotated))
+    lines[index] = lines[index].replace(",Frontal,", ",Lateral,")
+    (user_root / ROOT / "valid.csv").write_text("\n".join(lines) + "\n")
+    rows = {}
+    for views in ("[frontal]", "[frontal, lateral]"):
+        config = tiny(tmp_path / "store", f"data.root={user_root}", f"data.views={views}")
+        study, source = load_study(config)
+        store = Store.open(config.store.root)
+        steps = [s for s in study.steps() if s.name == "manifest" and s.config["split"] in ("expert_train", "validation")]
+        rows[views] = sum(build(s, store, make_execution(config, source, no_ray, store)).rows for s in steps)
+    assert rows["[frontal, lateral]"] == len(annotated)
+    assert rows["[frontal]"] == len(annotated) - 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_classifier_whose_loss_is_nan_ends_with_one_line(workers: int, store_copy: Path, private_ray: Callable[[], None]) -> None:
+    resources = f"compute.classifier={{num_workers: {workers}, num_cpus: 1, num_gpus: 0, threads: 1}}"
+    config = tiny(store_copy, "encoder_classifier.learning_rate=1e38", resources)
+    study, source = load_study(config)
+    store = Store.open(str(store_copy))
+    step = next(s for s in study.steps() if s.name == "classifier" and s.config["architecture"] == "resnet18")
+    with pytest.raises(InputError, match="lower its learning_rate"):
+        build(step, store, make_execution(config, source, private_ray, store))
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["sweep.p=[1.2]"], "sweep.p.0"),

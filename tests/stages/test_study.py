@@ -159,6 +159,78 @@ def test_cams_equal_the_plain_loop_bitwise(tiny_store: Path) -> None:
     torch.set_num_threads(threads)
 
 
+def test_pseudo_masks_are_the_gated_thresholded_cams_and_empty_in_the_padding(tiny_store: Path) -> None:
+    """Rebuilt with torch and pycocotools from the stored CAMs, labels and thresholds."""
+    import torch
+    import torch.nn.functional as F
+    from pycocotools import mask as coco
+
+    record = of(tiny_store, "pseudo_masks")
+    thresholds = [record.metrics["thresholds"][name]["threshold"] for name in record.config["pathologies"]]
+    labels = {r["cxr_id"]: r["labels"] for r in parts(tiny_store, of(tiny_store, "manifest", split="weak"), "manifest").to_pylist()}
+    stored = {r["cxr_id"]: r["rle"] for r in parts(tiny_store, record, "masks/").to_pylist()}
+    pixels = differing = 0
+    for row in parts(tiny_store, of(tiny_store, "cams"), "cams/weak/").to_pylist():
+        cam = np.frombuffer(row["cam"], dtype=np.float16).reshape(10, 4, 4).astype(np.float32)
+        big = F.interpolate(torch.from_numpy(cam)[None], size=(64, 64), mode="bilinear", align_corners=False)[0].numpy()
+        scale = 64 / max(row["height"], row["width"])
+        height, width = round(row["height"] * scale), round(row["width"] * scale)
+        top, left = (64 - height) // 2, (64 - width) // 2
+        for k in range(10):
+            expected = np.zeros((64, 64), dtype=bool)
+            inner = big[k, top : top + height, left : left + width]
+            if labels[row["cxr_id"]][k] == 1 and inner.max() > inner.min():
+                scores = (inner - inner.min()) / (inner.max() - inner.min())
+                expected[top : top + height, left : left + width] = scores > thresholds[k]
+            mask = coco.decode({"size": [64, 64], "counts": stored[row["cxr_id"]][k].encode()}).astype(bool)
+            pixels += expected.sum()
+            differing += (mask != expected).sum()
+            assert expected.any() == mask.any() or abs(int(expected.sum()) - int(mask.sum())) <= 1
+    assert pixels > 1000
+    assert differing <= 1e-3 * pixels, "torch and Pillow differ in the last bit, on a threshold's edge alone"
+
+
+def test_counts_are_those_of_the_trained_network_on_the_mask_file(tiny_store: Path, phantom_root: Path) -> None:
+    """Rebuilt from the weights, the JPEG and the test JSON with smp, torch and pycocotools."""
+    import torch
+    import torch.nn.functional as F
+    from PIL import Image
+    from pycocotools import mask as coco
+
+    from chexseg_ray.stages.segmentation import load_segmentation
+
+    evaluation = of(tiny_store, "evaluation")
+    record = next(r for r in records(tiny_store).values() if r.fingerprint == evaluation.inputs["segmentation"])
+    model, _ = load_segmentation(Store.open(str(tiny_store)), record)
+    names = record.config["pathologies"]
+    truth = json.loads((phantom_root / "CheXlocalize" / "gt_segmentations_test.json").read_text())
+    counts = parts(tiny_store, evaluation, "counts").to_pandas().set_index(["cxr_id", "pathology", "resolution"])
+    assert len(counts) == len(truth) * 10 * 2
+    off = total = 0
+    for cxr_id, masks in truth.items():
+        with Image.open(phantom_root / "CheXpert-v1.0" / "test" / (cxr_id.replace("_", "/", 2) + ".jpg")) as image:
+            width, height = image.size
+            scale = 64 / max(height, width)
+            inner_h, inner_w = round(height * scale), round(width * scale)
+            top, left = (64 - inner_h) // 2, (64 - inner_w) // 2
+            canvas = Image.new("L", (64, 64))
+            canvas.paste(image.resize((inner_w, inner_h), Image.Resampling.BILINEAR), (left, top))
+        x = torch.from_numpy(np.array(canvas, dtype=np.float32) / 255).expand(1, 3, 64, 64)
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        with torch.no_grad():
+            scores = model((x - mean.view(3, 1, 1)) / std.view(3, 1, 1)).sigmoid()[:, :, top : top + inner_h, left : left + inner_w]
+        big = F.interpolate(scores, size=(height, width), mode="bilinear", align_corners=False)[0].numpy()
+        for k, name in enumerate(names):
+            mask = coco.decode({"size": masks[name]["size"], "counts": masks[name]["counts"].encode()}).astype(bool)
+            predicted = big[k] > record.metrics["thresholds"][name]["threshold"]
+            row = counts.loc[(cxr_id, name, "original")]
+            assert row["truth"] == mask.sum()
+            off += abs(int(row["predicted"]) - int(predicted.sum())) + abs(int(row["intersection"]) - int((predicted & mask).sum()))
+            total += int(predicted.sum())
+    assert total > 1000
+    assert off <= 2e-3 * total, "batch composition moves the last bits"
+
+
 def test_parquet_is_plain_for_other_readers(tiny_store: Path) -> None:
     for record in records(tiny_store).values():
         for entry in record.files:
