@@ -84,6 +84,7 @@ def build(step: Step, store: Store, execution: Execution, only: frozenset[str] |
         run={**made.run, **_circumstances(), "seconds": round(time.monotonic() - start, 2)},
     )
     store.commit(record)
+    say(f"built {record.address} in {record.run['seconds']:.1f} s")
     return record
 
 

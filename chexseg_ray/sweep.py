@@ -117,9 +117,7 @@ def _build_all(config: StudyConfig, study: Study, store: Store, execution: Execu
         threading.Thread(target=importlib.import_module, args=("torchvision",), daemon=True).start()  # 6 s, while Ray starts
     for step in study.upstream():
         if step.address in needed and store.find(step) is None:
-            begun = time.monotonic()
             build(step, store, execution)
-            say(f"built {step.address} in {time.monotonic() - begun:.1f} s")
     if not waiting:
         return []
     execution.start_ray()
