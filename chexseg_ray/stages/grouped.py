@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from chexseg_ray.errors import InputError, TransientError
+from chexseg_ray.errors import InputError, TransientError, fault_of, raise_fault
 from chexseg_ray.progress import track
 from chexseg_ray.stages.execution import ActorResources
 
@@ -57,7 +57,7 @@ def _guarded(work: Callable[[Row], Row], row: Row) -> Row:
     try:
         result: Row = {"result": work(row)}
     except (InputError, TransientError) as error:
-        result = {"fault": type(error).__name__, "message": str(error)}
+        result = dict(fault_of(error))
     return {"group": row["group"], "json": json.dumps(result)}
 
 
@@ -66,7 +66,7 @@ def _guarded_read(read: Callable[[Row], Row], row: Row) -> Row:
     try:
         return {**read(row), "fault": ""}
     except (InputError, TransientError) as error:
-        return {**row, "data": b"", "fault": json.dumps({"fault": type(error).__name__, "message": str(error)})}
+        return {**row, "data": b"", "fault": json.dumps(fault_of(error))}
 
 
 class _GuardedActor:
@@ -96,6 +96,5 @@ def _collect(label: str, dataset: Any, num_groups: int) -> list[Row]:
     if sorted(found) != list(range(num_groups)):
         raise TransientError(f"{label}: {len(found)} of {num_groups} groups came back: run again")
     for _, row in sorted(found.items()):
-        if "fault" in row:
-            raise {"InputError": InputError, "TransientError": TransientError}[row["fault"]](row["message"])
+        raise_fault(row)
     return [found[i]["result"] for i in range(num_groups)]

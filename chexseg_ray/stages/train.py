@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from chexseg_ray.artifacts import FileEntry
-from chexseg_ray.errors import InputError, TransientError
+from chexseg_ray.errors import InputError, TransientError, fault_of, raise_fault
 from chexseg_ray.stages.execution import Execution, Made, TrainResources
 
 Report = Callable[[dict[str, Any]], None]
@@ -59,8 +59,7 @@ def run_training(loop: Loop, job: Any, resources: TrainResources, execution: Exe
     TorchTrainer(_worker_loop, train_loop_config={"loop": loop, "job": job}, scaling_config=scaling, run_config=storage).fit()
     made = json.loads(job.attempt.store.get(_made_path(job)))
     job.attempt.store.delete(_made_path(job))
-    if "fault" in made:
-        raise {"InputError": InputError, "TransientError": TransientError}.get(made["fault"], NanLossError)(made["message"])
+    raise_fault(made)
     return _made(made)
 
 
@@ -82,8 +81,7 @@ def _worker_loop(config: dict[str, Any]) -> None:
     try:
         config["loop"](job, report)
     except (InputError, TransientError) as error:  # handed over, not raised: Train would start the worker again
-        fault = {"fault": type(error).__name__, "message": str(error)}
-        job.attempt.store.put(_made_path(job), json.dumps(fault).encode())
+        job.attempt.store.put(_made_path(job), json.dumps(fault_of(error)).encode())
 
 
 def result(files: list[FileEntry], rows: int, metrics: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
