@@ -205,6 +205,10 @@ class Store:
             data: bytes = stream.read()
         return data
 
+    def exists(self, relative: str) -> bool:
+        """Whether there is such a file."""
+        return bool(self._fs.get_file_info(self.path(relative)).type == pafs.FileType.File)
+
     def delete(self, relative: str) -> None:
         """Remove a file or folder if it is there."""
         info = self._fs.get_file_info(self.path(relative))
@@ -249,23 +253,35 @@ class Store:
         """One file that the record lists.
 
         Raises:
-            InputError: the record does not list it, or its size is not the record's.
+            InputError: the record does not list it, it is gone, or its size is not the record's.
         """
+        with self._open(record, path) as stream:
+            data: bytes = stream.read()
+        return data
+
+    def _open(self, record: Record, path: str) -> Any:
+        """A listed file for reading in ranges; errors as read()."""
         entry = next((f for f in record.files if f.path == path), None)
         if entry is None:
             raise InputError(f"{record.address}: the record lists no {path}: delete its folder and run again")
-        where = f"{record.address}/{record.attempt}/{path}"
+        where = self.path(f"{record.address}/{record.attempt}/{path}")
         try:
-            data = self.get(where)
+            stream = self._fs.open_input_file(where)
         except FileNotFoundError:
-            raise InputError(f"{self.path(where)}: is gone, though the record lists it: delete {record.address} and run again") from None
-        if len(data) != entry.size:
-            raise InputError(f"{self.path(where)}: {len(data)} bytes, the record says {entry.size}: delete {record.address} and run again")
-        return data
+            raise InputError(f"{where}: is gone, though the record lists it: delete {record.address} and run again") from None
+        if stream.size() != entry.size:
+            raise InputError(f"{where}: {stream.size()} bytes, the record says {entry.size}: delete {record.address} and run again")
+        return stream
 
     def read_table(self, record: Record, path: str, columns: list[str] | None = None) -> pa.Table:
-        """One Parquet file that the record lists."""
-        return pq.read_table(pa.BufferReader(self.read(record, path)), columns=columns)
+        """One Parquet file that the record lists; of the file only the bytes of the columns are read."""
+        with self._open(record, path) as stream:
+            return pq.read_table(stream, columns=columns)
+
+    def num_rows(self, record: Record, path: str) -> int:
+        """Rows of one Parquet file that the record lists, from its footer."""
+        with self._open(record, path) as stream:
+            return int(pq.read_metadata(stream).num_rows)
 
     def read_tables(self, record: Record, prefix: str, columns: list[str] | None = None) -> pa.Table:
         """All Parquet parts whose path begins with a prefix, in order.

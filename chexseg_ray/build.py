@@ -39,6 +39,12 @@ def make_function(name: str) -> Callable[[Task], Made]:
         from chexseg_ray.stages.classifier import make
     elif name == "cams":
         from chexseg_ray.stages.cams import make
+    elif name == "encoder":
+        from chexseg_ray.stages.encoder import make
+    elif name == "irnet":
+        from chexseg_ray.stages.irnet import make
+    elif name == "propagation":
+        from chexseg_ray.stages.propagation import make
     elif name == "pseudo_masks":
         from chexseg_ray.stages.pseudo_masks import make
     elif name == "segmentation":
@@ -135,10 +141,29 @@ def source_hashes(config: StudyConfig, source: Source | None) -> dict[str, str]:
     return out
 
 
+def encoder_file(config: StudyConfig) -> str | None:
+    """The path or URI of the weights that irnet.encoder names; None when it names no file or nothing uses it."""
+    used = "irnet" in config.sweep.method and any(p < 1 for p in config.sweep.p)
+    return config.irnet.encoder if used and config.irnet.encoder not in ("random", "imagenet") else None
+
+
+def encoder_hash(config: StudyConfig) -> dict[str, str]:
+    """sha256 of that file, as `irnet_encoder`; empty when there is none."""
+    name = encoder_file(config)
+    if name is None:
+        return {}
+    filesystem, path = open_filesystem(name, "irnet.encoder")
+    try:
+        with filesystem.open_input_file(path) as stream:
+            return {"irnet_encoder": hashlib.sha256(stream.read()).hexdigest()}
+    except OSError:
+        raise InputError(f"irnet.encoder={name}: is no file that can be read: name random, imagenet, or a file of ResNet50 weights") from None
+
+
 def load_study(config: StudyConfig) -> tuple[Study, Source | None]:
     """The graph of a config, with its sources read and hashed."""
     source = open_source(config)
-    return study_graph(config, source_hashes(config, source)), source
+    return study_graph(config, source_hashes(config, source) | encoder_hash(config)), source
 
 
 def make_execution(config: StudyConfig, source: Source | None, start_ray: Callable[[], None], store: Store) -> Execution:
@@ -148,12 +173,15 @@ def make_execution(config: StudyConfig, source: Source | None, start_ray: Callab
     return Execution(
         source=source,
         files={field: getattr(config.data, field) for field in SOURCE_FIELDS},
+        encoder_file=encoder_file(config),
         max_reject_fraction=config.data.max_reject_fraction,
         allow_expert_rejects=config.data.allow_expert_rejects,
         images_cpus=compute.images.num_cpus,
         pseudo_masks_cpus=compute.pseudo_masks.num_cpus,
         cams=ActorResources(**compute.cams.model_dump()),
         classifier=TrainResources(**compute.classifier.model_dump()),
+        irnet=TrainResources(**compute.irnet.model_dump()),
+        propagation=ActorResources(**compute.propagation.model_dump()),
         segmentation=TrainResources(num_workers=0, **segmentation.model_dump()),
         state_seconds=compute.state_seconds,
         train_storage=store.root if "://" in store.root else f"{store.root}/.ray",

@@ -36,6 +36,7 @@ Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Scale = Annotated[float, Field(gt=0, le=4)]
 Split = Literal["weak", "expert_train", "validation"]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 ByWeakN = Annotated[dict[Seed, Positive], Field(strict=False)]
@@ -133,6 +134,54 @@ class PseudoMasksConfig(_Section):
     gate_probability: Fraction
 
 
+class RandomWalkConfig(_Section):
+    """Neighbours closer than `radius` cells, affinities to the power `beta`, `steps` steps."""
+
+    radius: Annotated[int, Field(ge=2)]
+    beta: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    steps: Positive
+
+
+# what the paper's released code does, and the irn code that it builds on
+RANDOM_WALKS = {
+    "chexseg": RandomWalkConfig(radius=3, beta=5.0, steps=8),
+    "irn": RandomWalkConfig(radius=5, beta=10.0, steps=256),
+}
+
+
+class IrnetConfig(_Section):
+    """IRNet and the propagation of CAMs with it (paper appendix A.2 and B.1)."""
+
+    encoder: str
+    normalisation: Literal["imagenet", "chexpert"]
+    foreground: Fraction
+    background: Fraction
+    radius: Annotated[int, Field(ge=2)]
+    displacement: bool
+    loss_weights: Literal["sum", "halves"]
+    rescale: Annotated[tuple[Scale, Scale], Field(strict=False)]
+    flip: bool
+    batch_size: Positive
+    learning_rate: LearningRate
+    decay_power: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    num_updates: Positive
+    seed: Seed
+    instance_wise: bool
+    random_walk: Literal["chexseg", "irn"] | RandomWalkConfig
+    flip_average: bool
+
+    @model_validator(mode="after")
+    def _values_fit(self) -> Self:
+        if self.background >= self.foreground:
+            raise ValueError(f"background={self.background} must be below foreground={self.foreground}")
+        if self.rescale[0] > self.rescale[1]:
+            raise ValueError(f"rescale={list(self.rescale)}: the smaller scale stands first")
+        if self.instance_wise and not self.displacement:
+            raise ValueError("instance_wise groups cells by the displacement branch: set irnet.displacement=true")
+        return self
+
+
 class SegmentationConfig(_Section):
     """DeepLabv3+ on a mix of expert and pseudo masks (paper section 3.3.2)."""
 
@@ -154,7 +203,7 @@ class SegmentationConfig(_Section):
 class SweepConfig(_Section):
     """The grid of sweep points; each list is one axis."""
 
-    method: Annotated[tuple[Literal["gradcam"], ...], Field(strict=False)]
+    method: Annotated[tuple[Literal["gradcam", "irnet"], ...], Field(strict=False)]
     p: Annotated[tuple[Fraction, ...], Field(strict=False)]
     init: Annotated[tuple[Literal["random", "chexpert"], ...], Field(strict=False)]
     weak_n: Annotated[tuple[Positive, ...], Field(strict=False)]
@@ -197,6 +246,15 @@ class TrainCompute(_Section):
     threads: Positive
 
 
+class DataParallelCompute(_Section):
+    """What each worker of one training asks for; several share a batch. 0 workers is Ray Train's local mode."""
+
+    num_workers: Annotated[int, Field(ge=0)]
+    num_cpus: Annotated[float, Field(gt=0)]
+    num_gpus: Annotated[float, Field(ge=0)]
+    threads: Positive
+
+
 class TrialCompute(_Section):
     """What each trial of the sweep asks for; it trains in its own process, without workers."""
 
@@ -212,6 +270,8 @@ class ComputeConfig(_Section):
     pseudo_masks: TaskCompute
     cams: ActorCompute
     classifier: TrainCompute
+    irnet: DataParallelCompute
+    propagation: ActorCompute
     segmentation: TrialCompute
     max_failures: Annotated[int, Field(ge=0)]
     state_seconds: Annotated[float, Field(ge=0)]
@@ -232,6 +292,7 @@ class StudyConfig(_Section):
     classifier: ClassifierConfig
     encoder_classifier: ClassifierConfig
     cams: CamsConfig
+    irnet: IrnetConfig
     pseudo_masks: PseudoMasksConfig
     segmentation: SegmentationConfig
     sweep: SweepConfig
@@ -258,8 +319,11 @@ class StudyConfig(_Section):
                 raise ValueError("cams.variant=pre_relu is DenseNet121's norm5: set classifier.architecture=densenet121")
         if "chexpert" in self.sweep.init and self.encoder_classifier.architecture != self.segmentation.encoder:
             raise ValueError("sweep.init names chexpert: encoder_classifier.architecture must equal segmentation.encoder")
-        if self.compute.cams.max_actors < self.compute.cams.min_actors:
-            raise ValueError("compute.cams.max_actors is below min_actors")
+        for stage in ("cams", "propagation"):
+            if getattr(self.compute, stage).max_actors < getattr(self.compute, stage).min_actors:
+                raise ValueError(f"compute.{stage}.max_actors is below min_actors")
+        if self.irnet.batch_size % max(1, self.compute.irnet.num_workers):
+            raise ValueError(f"irnet.batch_size={self.irnet.batch_size} is no multiple of compute.irnet.num_workers={self.compute.irnet.num_workers}")
         return self
 
     def _check_sources(self) -> None:

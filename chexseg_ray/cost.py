@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from chexseg_ray.artifacts import Step
 
 # GFLOP (2 x multiply-adds) of one forward pass of one 320 px image
-_FORWARD = {"densenet121": 11.6, "resnet18": 7.4, "deeplabv3plus": 14.3}
+_FORWARD = {"densenet121": 11.6, "resnet18": 7.4, "deeplabv3plus": 14.3, "irnet": 24.0}
 _TRAINING = 3  # forward and backward, in forward passes
 
 
@@ -23,6 +23,11 @@ def step_flops(step: Step, num_images: Mapping[str, int]) -> float:
         own = num_images.get("validation", 40) * config["num_validations"] + num_images.get("expert_train", 60)
         updates = _TRAINING * config["batch_size"] * config["num_updates"]
         return float(_flops("deeplabv3plus", config["size"]) * (updates + own))
+    if step.name == "irnet":  # the trunk is frozen: its backward pass costs nothing
+        return float(_flops("irnet", config["size"]) * config["batch_size"] * config["num_updates"])
+    if step.name == "propagation":
+        passes = 2 if config["flip_average"] else 1
+        return _flops("irnet", step.inputs["irnet"].config["size"]) * passes * sum(num_images.get(split, 100) for split in config["splits"])
     if step.name == "cams":
         classifier = step.inputs["classifier"].config
         return _flops(classifier["architecture"], classifier["size"]) * sum(num_images.get(split, 100) for split in config["splits"])

@@ -10,13 +10,14 @@ from itertools import product
 from typing import Any
 
 from chexseg_ray.artifacts import Step
-from chexseg_ray.config import ClassifierConfig, StudyConfig, for_weak_n
+from chexseg_ray.config import RANDOM_WALKS, ClassifierConfig, StudyConfig, for_weak_n
 
 EXPERT_SPLITS = ("expert_train", "validation")
 
 # bumped when the algorithm of a step changes its numbers
 VERSIONS = {
-    "phantom": 1, "manifest": 1, "images": 1, "classifier": 1, "cams": 1, "pseudo_masks": 1, "segmentation": 1, "evaluation": 1,
+    "phantom": 1, "manifest": 1, "images": 1, "encoder": 1, "classifier": 1, "cams": 1, "irnet": 1, "propagation": 1, "pseudo_masks": 1,
+    "segmentation": 1, "evaluation": 1,
 }  # fmt: skip
 
 
@@ -71,7 +72,8 @@ def study_graph(config: StudyConfig, sources: Mapping[str, str]) -> Study:
 
     Args:
         config: the parsed config.
-        sources: sha256 of each CSV and JSON source by its field of `data` (weak_csv, expert_masks, ...); empty for the phantom.
+        sources: sha256 of each CSV and JSON source by its field of `data` (weak_csv, expert_masks, ...), none for the phantom; and of
+            the file that irnet.encoder names, as `irnet_encoder`.
     """
     return _Graph(config, sources).study()
 
@@ -120,18 +122,52 @@ class _Graph:
         images = {f"images_{split}": self.images(split) for split in config["splits"]}
         return _step("cams", config, classifier=self.classifier(self.config.classifier), **images)
 
+    def _gate(self) -> dict[str, Any]:
+        section = self.config.pseudo_masks
+        return {"gate": section.gate} | ({"gate_probability": section.gate_probability} if section.gate == "probability" else {})
+
+    def irnet(self) -> Step:
+        """Trained on the weak images with their CAMs; an image is of use where its gate is open."""
+        inference = {"encoder", "instance_wise", "random_walk", "flip_average"}
+        config = self.config.irnet.model_dump(mode="json", exclude=inference)
+        config |= {"pathologies": list(self.config.data.pathologies), "size": self.config.data.image_size, **self._gate()}
+        inputs = {"cams": self.cams(), "images_weak": self.images("weak"), "manifest_weak": self.manifest("weak")}
+        return _step("irnet", config, **inputs, **self._irnet_encoder())
+
+    def _irnet_encoder(self) -> dict[str, Step]:
+        name = self.config.irnet.encoder
+        if name == "random":
+            return {}
+        identity = (
+            {"source": "imagenet", "weights": "IMAGENET1K_V1"} if name == "imagenet" else {"source": "file", "sha256": self.sources["irnet_encoder"]}
+        )
+        return {"encoder": _step("encoder", {"architecture": "resnet50", **identity})}
+
+    def propagation(self) -> Step:
+        """The CAMs of the same splits, propagated."""
+        section, cams = self.config.irnet, self.cams()
+        walk = RANDOM_WALKS[section.random_walk] if isinstance(section.random_walk, str) else section.random_walk
+        config: dict[str, Any] = {
+            "random_walk": walk.model_dump(mode="json"),
+            "flip_average": section.flip_average,
+            "instance_wise": section.instance_wise,
+        }
+        config |= {"foreground": section.foreground} if section.instance_wise else {}
+        config |= {"pathologies": list(self.config.data.pathologies), "splits": cams.config["splits"], "batch_size": self.config.cams.batch_size}
+        images = {f"images_{split}": self.images(split) for split in cams.config["splits"]}
+        return _step("propagation", config, cams=cams, irnet=self.irnet(), **images)
+
     def pseudo_masks(self, point: SweepPoint) -> Step:
         section = self.config.pseudo_masks
         config: dict[str, Any] = {
             "method": point.method,
             "pathologies": list(self.config.data.pathologies),
             "size": self.config.data.image_size,
-            "gate": section.gate,
             "thresholds": section.thresholds,
+            **self._gate(),
         }
-        if section.gate == "probability":
-            config["gate_probability"] = section.gate_probability
-        inputs = {"cams": self.cams(), "manifest": self.manifest("weak")}
+        maps = self.propagation() if point.method == "irnet" else self.cams()
+        inputs = {"cams": maps, "manifest": self.manifest("weak")}
         if section.thresholds == "tuned":
             config |= {"grid_step": section.grid_step, **self._expert_subset(point)}
             inputs |= self._split_inputs("expert_train")

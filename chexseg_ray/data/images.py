@@ -1,6 +1,7 @@
 """Decode an X-ray to 8-bit grey, and the one letterbox geometry of the study with its inverse."""
 
 import io
+import math
 from dataclasses import dataclass
 from typing import IO
 
@@ -88,6 +89,18 @@ class ContentBox:
     @property
     def columns(self) -> slice:
         return slice(self.left, self.left + self.width)
+
+    def on_grid(self, size: int, grid: int) -> "ContentBox":
+        """The cells, of grid x grid over size x size pixels, whose centre lies in the box; at least one a side."""
+        top, height = _cells(self.top, self.height, size / grid)
+        left, width = _cells(self.left, self.width, size / grid)
+        return ContentBox(top, left, height, width)
+
+
+def _cells(start: int, length: int, pixels: float) -> tuple[int, int]:
+    """The first cell and the number of cells whose centre lies in [start, start + length)."""
+    first, end = (math.ceil(edge / pixels - 0.5) for edge in (start, start + length))
+    return (first, end - first) if end > first else (int((start + length / 2) // pixels), 1)
 
 
 def content_box(height: int, width: int, size: int) -> ContentBox:

@@ -1,6 +1,8 @@
-"""Where encoder weights come from: the state of a trained classifier becomes the state of a segmentation encoder."""
+"""Where encoder weights come from: files of weights, and the state of a trained classifier as the state of an encoder."""
 
+import io
 from collections.abc import Mapping
+from pickle import UnpicklingError
 
 import torch
 from torch import nn
@@ -13,13 +15,34 @@ def encoder_state(classifier_state: Mapping[str, torch.Tensor]) -> dict[str, tor
     return {name: tensor for name, tensor in classifier_state.items() if not name.startswith(HEADS)}
 
 
+def read_state(data: bytes) -> dict[str, torch.Tensor]:
+    """The state dict in a file's bytes: safetensors, or what torch.save wrote (a state dict, alone or as `state_dict`).
+
+    Raises:
+        ValueError: the bytes hold no state dict, or something that is not only weights (which is not executed).
+    """
+    if data[:1] != b"P" and data[8:9] == b"{":
+        from safetensors.torch import load
+
+        return dict(load(data))
+    try:
+        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(f"no weights can be read ({str(error).splitlines()[0]})") from None
+    state = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(state, dict) or not state or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise ValueError("it holds no state dict: names with a tensor each")
+    return dict(state)
+
+
 def load_encoder(encoder: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Load encoder weights, all of them.
+    """Load encoder weights, all of them. (BatchNorm's `num_batches_tracked`, which old files lack and nothing reads, may be missing.)
 
     Raises:
         ValueError: naming the first keys that are missing, unexpected, of another shape or not finite.
     """
     own = encoder.state_dict()
+    state = {name: tensor for name, tensor in own.items() if name.endswith("num_batches_tracked")} | dict(state)
     faults = [f"missing {name}" for name in own if name not in state]
     faults += [f"unexpected {name}" for name in state if name not in own]
     faults += [
@@ -30,4 +53,4 @@ def load_encoder(encoder: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     faults += [f"{name} is not finite" for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if faults:
         raise ValueError(f"encoder weights do not fit, {len(faults)} faults: {'; '.join(faults[:3])}")
-    nn.Module.load_state_dict(encoder, dict(state))
+    nn.Module.load_state_dict(encoder, state)

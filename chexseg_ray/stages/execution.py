@@ -56,17 +56,21 @@ class Execution:
     """Handed to every stage.
 
     `files` maps the source fields of the config's `data` section to paths below the data root; `source` is None for the
-    phantom, whose files lie in the store. `shared` holds rows that a sweep has put into Ray's object store, by address.
+    phantom, whose files lie in the store. `encoder_file` is the path or URI
+    that irnet.encoder names, None where it names no file. `shared` holds rows that a sweep has put into Ray's object store, by address.
     """
 
     source: Source | None
     files: Mapping[str, str | None]
+    encoder_file: str | None
     max_reject_fraction: float
     allow_expert_rejects: bool
     images_cpus: float
     pseudo_masks_cpus: float
     cams: ActorResources
     classifier: TrainResources
+    irnet: TrainResources
+    propagation: ActorResources
     segmentation: TrainResources
     state_seconds: float
     train_storage: str

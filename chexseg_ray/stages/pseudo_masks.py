@@ -1,13 +1,14 @@
 """Pseudo masks of the weakly labelled images.
 
-INPUT   cams {cxr_id, height, width, probability[K], cam[K, h, w]} of the weak and the expert training images; image labels;
+INPUT   cams {cxr_id, height, width, probability[K], cam[K, h, w]} of the weak and the expert training images, as Grad-CAM made
+        them (method gradcam) or propagated (method irnet); image labels;
         expert training masks (for tuned thresholds)
 OUTPUT  masks/part-*.parquet {cxr_id, height, width, rle[K]}
 FAN-OUT one row an image; one task a group; CPU only
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,12 @@ from chexseg_ray.data.images import content_box
 from chexseg_ray.data.masks import Rle, decode_rle, encode_rle
 from chexseg_ray.errors import InputError
 from chexseg_ray.evaluation.thresholds import Choice, ScoreHistogram, cam_grid, choose_cam_thresholds
+from chexseg_ray.pseudo.gating import open_gates
 from chexseg_ray.pseudo.thresholding import normalised_content, otsu_mask
 from chexseg_ray.segmentation.mixing import expert_subset
 from chexseg_ray.stages.execution import Made, Task
 from chexseg_ray.stages.grouped import Row, run_tasks
-from chexseg_ray.stages.tables import binary_column, label_matrix, labels_by_id, mask_schema, read_manifest
+from chexseg_ray.stages.tables import label_matrix, labels_by_id, mask_schema, read_manifest, split_cams
 
 
 def make(task: Task) -> Made:
@@ -72,7 +74,7 @@ def _choose(task: Task, config: Mapping[str, Any]) -> list[Choice] | None:
     histogram = ScoreHistogram(len(config["pathologies"]), cam_grid(config["grid_step"]))
     for row in _cam_rows(task.store, task.inputs["cams"], task.inputs["cams"].paths("cams/expert_train/")):
         if row["cxr_id"] in set(chosen):
-            gate = _gate(config, [v == 1 for v in labels[row["cxr_id"]]], row["probability"])
+            gate = _gate(config, [v == 1 for v in labels[row["cxr_id"]]], row)
             _add(histogram, row, masks[row["cxr_id"]], gate, config["size"])
     return choose_cam_thresholds(histogram)
 
@@ -86,25 +88,19 @@ def _add(histogram: ScoreHistogram, cam: Row, mask: Row, gate: npt.NDArray[np.bo
         histogram.add(k, scores[k] if open_ else np.zeros_like(scores[k]), truth)
 
 
-def _gate(config: Mapping[str, Any], positive: list[bool], probability: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Which pathologies of an image may have a mask at all."""
-    if config["gate"] == "label":
-        return np.asarray(positive, dtype=bool)
-    if config["gate"] == "probability":
-        return np.asarray(np.asarray(probability) > config["gate_probability"], dtype=bool)
-    return np.ones(len(positive), dtype=bool)
-
-
-def _cam_rows(store: Store, record: Record, parts: list[str]) -> list[Row]:
+def _cam_rows(store: Store, record: Record, parts: list[str]) -> Iterator[Row]:
     """The rows of some parts, each `cam` as float16 [K, h, w]."""
-    rows = []
     for part in parts:
-        table = store.read_table(record, part)
-        shape = json.loads(table.schema.metadata[b"cam"])[:3]
-        maps = binary_column(table, "cam", np.float16, shape)
-        for i, row in enumerate(table.drop_columns(["cam"]).to_pylist()):
-            rows.append({**row, "cam": maps[i]})
-    return rows
+        table, maps = split_cams(store.read_table(record, part))
+        for i, row in enumerate(table.to_pylist()):
+            yield {**row, "cam": maps[i]}
+
+
+def _gate(config: Mapping[str, Any], positive: Sequence[bool], cam: Row) -> npt.NDArray[np.bool_]:
+    """bool [K] of one image."""
+    labels, probability = np.array([positive], dtype=np.float64), np.array([cam["probability"]], dtype=np.float32)
+    gate: npt.NDArray[np.bool_] = open_gates(config, labels, probability)[0]
+    return gate
 
 
 @dataclass
@@ -121,7 +117,7 @@ class MaskGroup:
         positive = json.loads(row["positive"])
         out, nonempty = [], np.zeros(len(names), dtype=int)
         for cam, labels in zip(_cam_rows(self.attempt.store, self.cams, [row["part"]]), positive, strict=True):
-            masks = self.masks(cam, _gate(self.config, labels, cam["probability"]))
+            masks = self.masks(cam, _gate(self.config, labels, cam))
             nonempty += masks.any(axis=(1, 2))
             rles = [encode_rle(mask) for mask in masks]
             out.append({"cxr_id": cam["cxr_id"], "height": cam["height"], "width": cam["width"], "rle": rles})

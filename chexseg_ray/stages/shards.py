@@ -6,38 +6,65 @@ chance: the epoch is one sequence of rows, cut into batches; a last partial batc
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from chexseg_ray.artifacts import Record, Store
-from chexseg_ray.stages.tables import binary_column
+from chexseg_ray.stages.tables import binary_column, split_cams
 
 WINDOW_PARTS = 16  # 16 parts x 128 rows x 102 kB at 320 px: 210 MB
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Pixels uint8 [B, S, S] and targets int8 [B, K] of B images."""
+class Sample:
+    """One image: pixels uint8 [S, S], its target int8 [K], the original's (height, width), and its CAMs float16 [K, h, w] if asked for."""
 
-    ids: list[str]
+    cxr_id: str
     pixels: npt.NDArray[np.uint8]
-    targets: npt.NDArray[np.int8]
+    target: npt.NDArray[np.int8]
+    original: tuple[int, int]
+    cams: npt.NDArray[np.float16] | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples."""
+
+    samples: list[Sample]
+
+    @property
+    def ids(self) -> list[str]:
+        return [sample.cxr_id for sample in self.samples]
+
+    @property
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """uint8 [B, S, S]."""
+        return np.stack([sample.pixels for sample in self.samples])
+
+    @property
+    def targets(self) -> npt.NDArray[np.int8]:
+        """int8 [B, K]."""
+        return np.stack([sample.target for sample in self.samples])
 
 
 class ImageShards:
-    """The image parts of some splits with a target for each row."""
+    """The images that have a target, from the image parts of some splits; with their CAMs when a `cams` record is given."""
 
-    def __init__(self, store: Store, records: Sequence[Record], size: int, targets: dict[str, npt.NDArray[np.int8]]) -> None:
+    def __init__(
+        self, store: Store, records: Sequence[Record], size: int, targets: dict[str, npt.NDArray[np.int8]], cams: Record | None = None
+    ) -> None:  # fmt: skip
         self._store = store
         self._parts = [(record, path) for record in records for path in record.paths("images/")]
-        self._rows = [_num_rows(store, record, path) for record, path in self._parts]
         self._size = size
         self._targets = targets
+        self._cams = cams
+        self._rows = [self._count(*part) for part in self._parts]
         self.num_rows = sum(self._rows)
+
+    def _count(self, record: Record, path: str) -> int:
+        ids = self._store.read_table(record, path, ["cxr_id"]).column("cxr_id").to_pylist()
+        return sum(cxr_id in self._targets for cxr_id in ids)
 
     def batches(self, batch_size: int, seed: int, start_update: int) -> Iterator[Batch]:
         """Endless batches from update `start_update` on.
@@ -59,39 +86,39 @@ class ImageShards:
         windows = [order[i : i + WINDOW_PARTS] for i in range(0, len(order), WINDOW_PARTS)]
         shuffles = [rng.permutation(sum(self._rows[p] for p in window)) for window in windows]
         first, last = skip * batch_size, per_epoch * batch_size
-        pending: list[tuple[str, npt.NDArray[np.uint8]]] = []
+        pending: list[Sample] = []
         position = 0
         for window, shuffle in zip(windows, shuffles, strict=True):
             if position + len(shuffle) <= first:
                 position += len(shuffle)
                 continue
-            ids, pixels = self._read(window)
+            samples = self._read(window)
             for row in shuffle:
                 if first <= position < last:
-                    pending.append((ids[row], pixels[row]))
+                    pending.append(samples[row])
                 position += 1
                 if len(pending) == batch_size:
-                    yield self._batch(pending)
+                    yield Batch(pending)
                     pending = []
 
-    def _read(self, window: Iterable[int]) -> tuple[list[str], npt.NDArray[np.uint8]]:
-        tables = [self._store.read_table(*self._parts[p], ["cxr_id", "pixels"]) for p in window]
-        table = pa.concat_tables(tables)
-        return table.column("cxr_id").to_pylist(), binary_column(table, "pixels", np.uint8, (self._size, self._size))
+    def _read(self, window: Iterable[int]) -> list[Sample]:
+        return [sample for p in window for sample in self._read_part(*self._parts[p])]
 
-    def _batch(self, rows: list[tuple[str, npt.NDArray[np.uint8]]]) -> Batch:
-        ids = [cxr_id for cxr_id, _ in rows]
-        return Batch(ids, np.stack([pixels for _, pixels in rows]), np.stack([self._targets[i] for i in ids]))
+    def _read_part(self, record: Record, path: str) -> list[Sample]:
+        table = self._store.read_table(record, path, ["cxr_id", "height", "width", "pixels"])
+        pixels = binary_column(table, "pixels", np.uint8, (self._size, self._size))
+        cams = None if self._cams is None else split_cams(self._store.read_table(self._cams, path.replace("images/", "cams/weak/")))
+        assert cams is None or cams[0].column("cxr_id").equals(table.column("cxr_id")), path
+        rows = table.select(["cxr_id", "height", "width"]).to_pylist()
+        return [
+            Sample(r["cxr_id"], pixels[i], self._targets[r["cxr_id"]], (r["height"], r["width"]), None if cams is None else cams[1][i])
+            for i, r in enumerate(rows)
+            if r["cxr_id"] in self._targets
+        ]
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Every row once, in id order within each record; for validation."""
-        for part in range(len(self._parts)):
-            ids, pixels = self._read([part])
-            for start in range(0, len(ids), batch_size):
-                own = slice(start, start + batch_size)
-                yield self._batch(list(zip(ids[own], pixels[own], strict=True)))
-
-
-def _num_rows(store: Store, record: Record, path: str) -> int:
-    metadata: Any = pq.read_metadata(pa.BufferReader(store.read(record, path)))
-    return int(metadata.num_rows)
+        for part in self._parts:
+            samples = self._read_part(*part)
+            for start in range(0, len(samples), batch_size):
+                yield Batch(samples[start : start + batch_size])

@@ -60,6 +60,12 @@ def binary_column(table: pa.Table, name: str, dtype: npt.DTypeLike, shape: Seque
     return np.frombuffer(bytearray(data), dtype=dtype).reshape(len(table), *shape)
 
 
+def split_cams(table: pa.Table) -> tuple[pa.Table, npt.NDArray[np.float16]]:
+    """A table of CAMs without its maps, and the maps float16 [N, K, h, w]."""
+    shape = json.loads(table.schema.metadata[b"cam"])[:3]
+    return table.drop_columns(["cam"]), binary_column(table, "cam", np.float16, shape)
+
+
 def read_manifest(store: Store, record: Record) -> pd.DataFrame:
     """The rows of one split, in id order, without the original-size masks."""
     columns = [c for c in manifest_schema([]).names if c != "rle_original"]

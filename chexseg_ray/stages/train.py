@@ -1,11 +1,13 @@
-"""Run one training loop through Ray Train: in the calling process (0 workers) or in a worker group of one.
+"""Run one training loop through Ray Train: in the calling process (0 workers) or in a worker group.
 
 A loop is a function of (job, report); it writes its files through the job's attempt and reports plain metrics, the last of
-which are its result. It is handed `report`, because inside a trial ray.train's own raises.
+which are its result. It is handed `report`, because inside a trial ray.train's own raises. In a group of several, each loop
+asks `Replica.here()` which share of a batch is its own, and rank 0 alone writes.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,10 +36,39 @@ def begin(seed: int, threads: int) -> torch.device:
     return training_device()
 
 
+@dataclass(frozen=True)
+class Replica:
+    """One of `count` processes that train one network together; rank 0 of 1 in a process that trains alone."""
+
+    rank: int
+    count: int
+
+    @classmethod
+    def here(cls) -> "Replica":
+        from torch import distributed
+
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return cls(0, 1)
+        return cls(distributed.get_rank(), distributed.get_world_size())
+
+    def share(self, size: int) -> slice:
+        """This replica's consecutive part of a batch of `size`, a multiple of `count`."""
+        each = size // self.count
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def sum_(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Replace each tensor by its sum over the replicas."""
+        if self.count > 1:
+            from torch import distributed
+
+            for tensor in tensors:
+                distributed.all_reduce(tensor)
+
+
 def run_training(loop: Loop, job: Any, resources: TrainResources, execution: Execution, name: str) -> Made:
     """Run a loop to its end and return what it made."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     last: dict[str, Any] = {}
 
@@ -51,12 +82,14 @@ def run_training(loop: Loop, job: Any, resources: TrainResources, execution: Exe
         return _made(last)
     execution.start_ray()
     scaling = ScalingConfig(
-        num_workers=1,
+        num_workers=resources.num_workers,
         use_gpu=resources.num_gpus > 0,
         resources_per_worker={"CPU": resources.num_cpus, **({"GPU": resources.num_gpus} if resources.num_gpus else {})},
     )
     storage = RunConfig(name=name, failure_config=FailureConfig(max_failures=3), storage_path=execution.train_storage)
-    TorchTrainer(_worker_loop, train_loop_config={"loop": loop, "job": job}, scaling_config=scaling, run_config=storage).fit()
+    backend = TorchConfig(backend="nccl" if resources.num_gpus >= 1 else "gloo")
+    arguments = {"loop": loop, "job": job}
+    TorchTrainer(_worker_loop, train_loop_config=arguments, torch_config=backend, scaling_config=scaling, run_config=storage).fit()
     made = json.loads(job.attempt.store.get(_made_path(job)))
     job.attempt.store.delete(_made_path(job))
     raise_fault(made)
@@ -72,9 +105,11 @@ def _worker_loop(config: dict[str, Any]) -> None:
     import ray.train
 
     job = config["job"]
+    if job.attempt.store.exists(_made_path(job)):
+        return  # a fault of another replica, after which Train started the group again
 
     def report(metrics: dict[str, Any]) -> None:
-        if "made" in metrics:
+        if "made" in metrics and Replica.here().rank == 0:
             job.attempt.store.put(_made_path(job), json.dumps(metrics).encode())
         ray.train.report({k: v for k, v in metrics.items() if k != "made"})
 
