@@ -8,6 +8,7 @@ from chexseg_ray.config import StudyConfig, load_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = REPOSITORY / "tests" / "tiny.yaml"
+IRNET = "sweep.method=[gradcam, irnet]"
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -97,7 +97,7 @@ class PairLabels:
                 for kind, bits in enumerate(kinds, start=1):
                     histograms[group, kind] += torch.bincount(bits.flatten(), minlength=1 << _GROUP)
         per_bit = (histograms.double() @ _bit_table(histograms.device)).to(torch.int64)  # exact up to 2^53 pairs
-        return per_bit.permute(0, 2, 1).reshape(-1, 4)[: self.num_pathologies]
+        return per_bit.permute(0, 2, 1).reshape(-1, 4)[: self.num_pathologies].contiguous()
 
 
 def _bits(chosen: torch.Tensor) -> torch.Tensor:

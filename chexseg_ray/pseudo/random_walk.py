@@ -43,7 +43,7 @@ class Transition:
         entries = torch.cat([torch.ones(1, batch, dtype=maps.dtype, device=maps.device), *pairs])
         starts, columns, sources = (index.to(maps.device) for index in _pattern(height, width, radius))
         values = entries.index_select(0, sources).t()
-        cells = height * width
+        cells = self._cells = height * width
         sums = torch.segment_reduce(values, "sum", offsets=starts.expand(batch, -1).contiguous(), axis=1)
         values = values / sums.repeat_interleave(starts.diff(), dim=1)
         blocks = torch.arange(batch, device=maps.device)[:, None]
@@ -77,6 +77,11 @@ class Transition:
             for _ in range(steps):
                 x = self._matrix @ x
         return x.view(batch, height, width, count).permute(0, 3, 1, 2).contiguous()
+
+    def dense(self) -> torch.Tensor:
+        """T of the first image, float [h w, h w], columns adding up to 1; for comparisons on small grids."""
+        cells = self._cells
+        return self._matrix.to_dense()[:cells, :cells].t().contiguous()
 
     def _series(self, x: torch.Tensor, series: list[float]) -> torch.Tensor:
         """Sum of series[k] T_k(matrix) x, by the recursion T_k+1 = 2 matrix T_k - T_k-1."""

@@ -97,7 +97,6 @@ def train(job: IrnetJob, report: Report) -> None:
     total = config["num_updates"]
     show = track("irnet: updates", total)
     batches = shards.batches(config["batch_size"], config["seed"], progress.update)
-    sums = torch.zeros(4, dtype=torch.float64)
     due = {math.ceil(total * (i + 1) / 10) for i in range(10)}
     while progress.update < total:
         batch = next(batches)
@@ -108,13 +107,10 @@ def train(job: IrnetJob, report: Report) -> None:
         losses = irnet_update(model, optimiser, pixels.to(device), labels.to(device), config, replica)
         if not np.isfinite(losses).all():
             raise NanLossError(f"irnet update {progress.update}: losses are {losses}, images {', '.join(batch.ids)}: lower irnet.learning_rate")
-        sums += torch.tensor([*losses, 1.0])
         progress.update += 1
         if progress.update in due:
             names = ("boundary", "foreground_displacement", "background_displacement")
-            means = dict(zip(names, (sums[:3] / sums[3]).tolist(), strict=True))
-            progress.history.append({"update": float(progress.update), **means})
-            sums.zero_()
+            progress.history.append({"update": float(progress.update), **dict(zip(names, losses, strict=True))})
         show(progress.update, f"boundary loss {losses[0]:.3f}")
         keeper.save_if_due(model.branches, optimiser, progress)
     if config["displacement"]:

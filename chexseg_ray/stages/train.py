@@ -62,6 +62,7 @@ class Replica:
             from torch import distributed
 
             for tensor in tensors:
+                assert tensor.is_contiguous(), "all_reduce adds up a strided tensor's memory, not its elements, without a word"
                 distributed.all_reduce(tensor)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from studies import REPOSITORY, TINY, Job
+from studies import IRNET, REPOSITORY, TINY, Job
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +40,21 @@ def tiny_store(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     (store / "stdout.txt").write_text(done.stdout)
     return store
+
+
+@pytest.fixture(scope="session")
+def irnet_store(tiny_store: Path, job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny study with IRNet's pseudo masks too. Copy it before changing it."""
+    store = Path(shutil.copytree(tiny_store, tmp_path_factory.mktemp("irnet") / "store"))
+    done = job("sweep.py", str(TINY), f"store.root={store}", IRNET)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (store / "stdout.txt").write_text(done.stdout)
+    return store
+
+
+@pytest.fixture
+def irnet_copy(irnet_store: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(irnet_store, tmp_path / "store"))
 
 
 @pytest.fixture

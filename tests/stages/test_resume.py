@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from studies import TINY, tiny
+from studies import IRNET, TINY, tiny
 
 from chexseg_ray.artifacts import Step, Store
 from chexseg_ray.build import build, load_study, make_execution
@@ -21,7 +21,8 @@ import sys
 from chexseg_ray.artifacts import Store
 from chexseg_ray.build import build, load_study, make_execution
 from chexseg_ray.config import load_config
-config = load_config(sys.argv[1], [f"store.root={sys.argv[2]}", "compute.state_seconds=0", "compute.classifier.threads=1"])
+overrides = ["compute.state_seconds=0", "compute.classifier.threads=1", "compute.irnet.threads=1", "sweep.method=[gradcam, irnet]"]
+config = load_config(sys.argv[1], [f"store.root={sys.argv[2]}", *overrides])
 store = Store.open(config.store.root)
 study, source = load_study(config)
 step = next(s for s in study.steps() if s.address == sys.argv[3])
@@ -30,43 +31,44 @@ build(step, store, make_execution(config, source, lambda: None, store))
 
 
 def find_step(store: Path, name: str, architecture: str | None) -> Step:
-    study, _ = load_study(tiny(store))
+    study, _ = load_study(tiny(store, IRNET))
     return next(s for s in study.steps() if s.name == name and s.config.get("architecture") == architecture)
 
 
-def weights_of(store: Path, step: Step) -> tuple[str, int]:
+def weights_of(store: Path, step: Step) -> tuple[str, list[dict[str, float]]]:
     record = Store.open(str(store)).find(step)
     assert record is not None
-    return next(f.sha256 for f in record.files if f.path == "weights.safetensors"), record.metrics["best_update"]
+    return next(f.sha256 for f in record.files if f.path == "weights.safetensors"), record.metrics["history"]
 
 
-@pytest.mark.parametrize(("name", "architecture"), [("classifier", "resnet18"), ("segmentation", None)])
+@pytest.mark.parametrize(("name", "architecture"), [("classifier", "resnet18"), ("irnet", None), ("segmentation", None)])
 def test_a_killed_training_ends_byte_equal_to_an_undisturbed_one(
-    name: str, architecture: str | None, store_copy: Path, tmp_path: Path, private_home: dict[str, str]
+    name: str, architecture: str | None, irnet_copy: Path, tmp_path: Path, private_home: dict[str, str]
 ) -> None:
-    step = find_step(store_copy, name, architecture)
-    shutil.rmtree(store_copy / step.address)
-    undisturbed = Path(shutil.copytree(store_copy, tmp_path / "undisturbed"))
-    config = tiny(undisturbed, "compute.classifier.threads=1")
+    step = find_step(irnet_copy, name, architecture)
+    shutil.rmtree(irnet_copy / step.address)
+    undisturbed = Path(shutil.copytree(irnet_copy, tmp_path / "undisturbed"))
+    config = tiny(undisturbed, IRNET, "compute.classifier.threads=1", "compute.irnet.threads=1")
     store = Store.open(str(undisturbed))
     _, source = load_study(config)
     build(step, store, make_execution(config, source, lambda: None, store))
 
-    arguments = [sys.executable, "-c", BUILD, str(TINY), str(store_copy), step.address]
+    arguments = [sys.executable, "-c", BUILD, str(TINY), str(irnet_copy), step.address]
     process = subprocess.Popen(arguments, env=private_home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    states = store_copy / step.address / "state"
+    after = "000000003" if name == "irnet" else "000000007"
+    states = irnet_copy / step.address / "state"
     deadline = time.monotonic() + 120
-    while not any(p.name[:9] >= "000000007" for p in states.glob("0*") if not p.name.endswith(".tmp")):
+    while not any(p.name[:9] >= after for p in states.glob("0*") if not p.name.endswith(".tmp")):
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert Store.open(str(store_copy)).find(step) is None
+    assert Store.open(str(irnet_copy)).find(step) is None
     newest = sorted(p.name for p in states.iterdir() if not p.name.endswith(".tmp"))[-1]
     (states / f"{int(newest[:9]) + 1:09d}-{newest[10:]}").write_bytes(b"half a state")  # as a kill in the middle of writing
     subprocess.run(arguments, env=private_home, check=True, timeout=200, stdout=subprocess.DEVNULL)
-    assert weights_of(store_copy, step) == weights_of(undisturbed, step)
+    assert weights_of(irnet_copy, step) == weights_of(undisturbed, step)
     assert not states.exists(), "a built step keeps no state"
 
 

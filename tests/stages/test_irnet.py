@@ -1,0 +1,210 @@
+"""IRNet in the study: what it builds, that it equals the plain loop, replicas, weights from files, and its refusals."""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from studies import IRNET, TINY, Job, tiny
+from torch.multiprocessing.spawn import spawn
+
+from chexseg_ray.artifacts import Attempt, Record, Step, Store
+from chexseg_ray.build import build, load_study, make_execution
+from chexseg_ray.data.images import content_box
+from chexseg_ray.errors import InputError
+from chexseg_ray.pseudo.irnet import IRNet
+from chexseg_ray.stages.irnet import irnet_update, load_irnet
+from chexseg_ray.stages.propagation import PropagationActor
+from chexseg_ray.stages.tables import binary_column, split_cams
+from chexseg_ray.stages.train import NanLossError, Replica
+
+StartRay = Callable[[], None]
+UPDATE = {"normalisation": "imagenet", "radius": 4, "loss_weights": "sum"}
+
+
+def step_of(store: Path, name: str, *overrides: str) -> Step:
+    study, _ = load_study(tiny(store, IRNET, *overrides))
+    return next(s for s in study.steps() if s.name == name and s.config.get("method", "irnet") == "irnet")
+
+
+def record_of(store: Path, name: str, *overrides: str) -> Record:
+    record = Store.open(str(store)).find(step_of(store, name, *overrides))
+    assert record is not None
+    return record
+
+
+def build_here(store: Path, name: str, start_ray: StartRay, *overrides: str) -> Record:
+    config = tiny(store, IRNET, *overrides)
+    _, source = load_study(config)
+    opened = Store.open(str(store))
+    return build(step_of(store, name, *overrides), opened, make_execution(config, source, start_ray, opened))
+
+
+@pytest.mark.ray
+def test_a_sweep_extended_by_irnet_builds_what_irnet_needs_and_nothing_else(tiny_store: Path, irnet_store: Path) -> None:
+    before, after = ({p.parent.parent.name + "/" + p.parent.name for p in s.glob("*/*/record.json")} for s in (tiny_store, irnet_store))
+    new = sorted(address.split("/")[0] for address in after - before)
+    assert new == ["evaluation"] * 2 + ["irnet", "propagation", "pseudo_masks"] + ["segmentation"] * 2
+    record = record_of(irnet_store, "irnet")
+    assert record.metrics["encoder"] == {"source": "random"}
+    images = record_of(irnet_store, "images", "data.split_seed=0")
+    assert record.metrics["images_used"] == record.rows
+    assert images is not None
+    page = (irnet_store / "report" / "tiny" / "index.html").read_text()
+    assert "irnet" in page
+    assert "4 of 4 points" in page
+
+
+@pytest.mark.ray
+def test_propagation_equals_the_plain_loop_bitwise(irnet_store: Path) -> None:
+    store = Store.open(str(irnet_store))
+    step = step_of(irnet_store, "propagation")
+    record, irnet, cams = (store.find(s) for s in (step, step.inputs["irnet"], step.inputs["cams"]))
+    assert record is not None
+    assert irnet is not None
+    assert cams is not None
+    threads = torch.get_num_threads()
+    actor = PropagationActor(Attempt(store, "none", "none"), irnet, record.config, 1)
+    for split in record.config["splits"]:
+        images = store.find(step.inputs[f"images_{split}"])
+        assert images is not None
+        for part in images.paths("images/"):
+            pixels = binary_column(store.read_table(images, part), "pixels", np.uint8, (64, 64))
+            path = part.replace("images/", f"cams/{split}/")
+            table, maps = split_cams(store.read_table(cams, path))
+            boxes = [content_box(r["height"], r["width"], 64) for r in table.to_pylist()]
+            written, found = split_cams(store.read_table(record, path))
+            assert np.array_equal(found, actor.map(pixels, maps, boxes))
+            assert written.equals(table), "ids, sizes and probabilities are the CAMs' own"
+            assert found.shape[2:] == (16, 16)
+            assert ((found.max(axis=(2, 3)) == 1) == (maps.max(axis=(2, 3)) > 0)).all()
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.ray
+def test_thresholds_of_irnet_masks_are_tuned_on_expert_training_masks(irnet_store: Path) -> None:
+    record = record_of(irnet_store, "pseudo_masks")
+    assert {choice["source"] for choice in record.metrics["thresholds"].values()} <= {"expert_train", "all", "default"}
+    assert "expert_train" in {choice["source"] for choice in record.metrics["thresholds"].values()}
+    assert all(choice["threshold"] > 0 for choice in record.metrics["thresholds"].values())
+    assert sum(record.metrics["nonempty_masks"].values()) > 0
+
+
+@pytest.mark.ray
+def test_two_workers_train_what_one_process_trains(irnet_copy: Path, private_ray: StartRay) -> None:
+    store = Store.open(str(irnet_copy))
+    alone, _ = load_irnet(store, record_of(irnet_copy, "irnet"))
+    shutil.rmtree(irnet_copy / "irnet")
+    record = build_here(irnet_copy, "irnet", private_ray, "compute.irnet={num_workers: 2, num_cpus: 1, num_gpus: 0, threads: 1}")
+    together, _ = load_irnet(store, record)
+    assert record.run["workers"] == 2
+    for name, tensor in together.state_dict().items():
+        assert torch.allclose(tensor, alone.state_dict()[name], rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.ray
+def test_the_displacement_branch_and_instance_wise_cams_by_config(irnet_copy: Path, private_ray: StartRay) -> None:
+    overrides = ("irnet.displacement=true", "irnet.instance_wise=true", "irnet.num_updates=2", "irnet.loss_weights=halves")
+    record = build_here(irnet_copy, "pseudo_masks", private_ray, *overrides)
+    assert record.rows == record_of(irnet_copy, "pseudo_masks").rows
+    irnet = record_of(irnet_copy, "irnet", *overrides)
+    assert irnet.metrics["history"][-1]["foreground_displacement"] > 0
+    model, facts = load_irnet(Store.open(str(irnet_copy)), irnet)
+    assert facts["displacement"] is True
+    assert model.branches["displacement"].mean.abs().max() > 0, "the mean shift is set"
+
+
+@pytest.mark.ray
+def test_encoder_weights_from_a_file_are_in_the_network_and_in_the_record(irnet_copy: Path, tmp_path: Path, private_ray: StartRay) -> None:
+    from torchvision.models import resnet50
+
+    torch.manual_seed(5)
+    weights = resnet50(weights=None).state_dict()
+    file = tmp_path / "resnet50.pth"
+    torch.save(weights, file)
+    record = build_here(irnet_copy, "irnet", private_ray, f"irnet.encoder={file}", "irnet.num_updates=1")
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert record.metrics["encoder"] == {"source": str(file), "sha256": sha256, "loaded": len(weights) - 2}
+    model, _ = load_irnet(Store.open(str(irnet_copy)), record)
+    for name, tensor in model.trunk.layers.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+    moved = file.rename(tmp_path / "elsewhere.pth")
+    again = step_of(irnet_copy, "irnet", f"irnet.encoder={moved}", "irnet.num_updates=1")
+    assert again.fingerprint == record.fingerprint, "the file's content is its identity, not its place"
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        ("imagenet", "resnet50-"),
+        ("/nowhere/resnet50.pth", "is no file that can be read"),
+        ("{folder}/text.pth", "no weights can be read"),
+        ("{folder}/other.pth", "do not fit"),
+    ],
+)
+def test_encoder_weights_that_cannot_be_had_end_with_one_line(encoder: str, message: str, irnet_copy: Path, tmp_path: Path, job: Job) -> None:
+    (tmp_path / "text.pth").write_text("not weights")
+    torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    done = job("sweep.py", str(TINY), f"store.root={irnet_copy}", IRNET, f"irnet.encoder={encoder.format(folder=tmp_path)}")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    if encoder == "imagenet":
+        assert "/checkpoints/resnet50-" in done.stderr, "the file to provide"
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["irnet.batch_size=4000"], "fewer than one batch of 4000"),
+        (["irnet.learning_rate=1e38", "irnet.num_updates=5"], "lower irnet.learning_rate"),
+    ],
+)
+def test_a_training_that_cannot_be_says_why(overrides: list[str], message: str, irnet_copy: Path, private_ray: StartRay) -> None:
+    with pytest.raises((InputError, NanLossError), match=message):
+        build_here(irnet_copy, "irnet", private_ray, *overrides)
+
+
+def sample() -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(0)
+    labels = rng.choice([0, 1, 255], size=(4, 3, 8, 8)).astype(np.uint8)
+    labels[0, 1] = labels[1, 1] = 255  # a pathology that one replica alone has
+    return torch.from_numpy(rng.integers(0, 256, (4, 32, 32), dtype=np.uint8)), torch.from_numpy(labels)
+
+
+def one_update(replica: Replica) -> dict[str, torch.Tensor]:
+    """Losses and gradients of one update in float64 on this replica's share."""
+    torch.manual_seed(0)
+    model = IRNet(displacement=True).double().train()
+    optimiser = torch.optim.SGD(model.parameter_groups(0.1), lr=0.1)
+    pixels, labels = sample()
+    own = replica.share(4)
+    losses = irnet_update(model, optimiser, pixels[own], labels[own], UPDATE, replica)
+    gradients = {name: p.grad for name, p in model.branches.named_parameters() if p.grad is not None}
+    return {"losses": torch.tensor(losses, dtype=torch.float64), **gradients}
+
+
+def _replica(rank: int, folder: str) -> None:
+    from torch import distributed
+
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.save(one_update(Replica.here()), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_two_replicas_have_the_loss_and_gradient_of_one_process_in_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    spawn(_replica, (str(tmp_path),), nprocs=2)
+    whole = one_update(Replica(0, 1))
+    assert whole["losses"].min() > 0
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert found.keys() == whole.keys()
+        for name, tensor in whole.items():
+            assert torch.allclose(found[name], tensor, rtol=1e-9, atol=1e-13), name
