@@ -168,8 +168,15 @@ class IrnetConfig(_Section):
     num_updates: Positive
     seed: Seed
     instance_wise: bool
-    random_walk: Literal["chexseg", "irn"] | RandomWalkConfig
+    random_walk: RandomWalkConfig
     flip_average: bool
+
+    @field_validator("random_walk", mode="before")
+    @classmethod
+    def _preset(cls, value: object) -> object:
+        if isinstance(value, str) and value not in RANDOM_WALKS:
+            raise ValueError(f"is no preset: write {', '.join(RANDOM_WALKS)}, or {{radius: 3, beta: 5.0, steps: 8}}")
+        return RANDOM_WALKS[value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _values_fit(self) -> Self:

@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 from chexseg_ray.artifacts import Step
-from chexseg_ray.config import RANDOM_WALKS, ClassifierConfig, StudyConfig, for_weak_n
+from chexseg_ray.config import ClassifierConfig, StudyConfig, for_weak_n
 
 EXPERT_SPLITS = ("expert_train", "validation")
 
@@ -146,9 +146,8 @@ class _Graph:
     def propagation(self) -> Step:
         """The CAMs of the same splits, propagated."""
         section, cams = self.config.irnet, self.cams()
-        walk = RANDOM_WALKS[section.random_walk] if isinstance(section.random_walk, str) else section.random_walk
         config: dict[str, Any] = {
-            "random_walk": walk.model_dump(mode="json"),
+            "random_walk": section.random_walk.model_dump(mode="json"),
             "flip_average": section.flip_average,
             "instance_wise": section.instance_wise,
         }

@@ -21,10 +21,10 @@ def addresses(study: Study) -> set[str]:
 
 @pytest.mark.parametrize("overrides", [[], ["data.root=/d"], ["data.root=/d", "data.test_csv=null", "data.test_masks=null", "data.num_test=4"]])
 def test_the_test_split_is_no_ancestor_of_anything_that_trains_tunes_or_chooses(overrides: list[str]) -> None:
-    study = graph(*overrides, "sweep.p=[0, 0.5, 1]", "sweep.init=[random, chexpert]", sources=SOURCES)
+    study = graph(*overrides, "sweep.p=[0, 0.5, 1]", "sweep.init=[random, chexpert]", "sweep.method=[gradcam, irnet]", sources=SOURCES)
     assert any(step.config.get("split") == "test" for step in study.steps())
     for step in study.steps():
-        if step.name in ("classifier", "cams", "pseudo_masks", "segmentation"):
+        if step.name in ("classifier", "cams", "irnet", "propagation", "pseudo_masks", "segmentation"):
             splits = {ancestor.config.get("split") for ancestor in step.ancestors()}
             assert "test" not in splits, step.address
 
@@ -84,6 +84,59 @@ def test_updates_and_learning_rate_are_equal_for_every_p_of_one_weak_n() -> None
     )
     seen = {(p.weak_n, s.inputs["segmentation"].config["num_updates"], s.inputs["segmentation"].config["learning_rate"]) for p, s in study.points}
     assert seen == {(4, 10, 1e-3), (8, 20, 1e-4), (0, 10, 1e-3)}
+
+
+def test_p_1_is_trained_once_for_both_methods() -> None:
+    study = graph("sweep.method=[gradcam, irnet]", "sweep.p=[0, 0.5, 1]")
+    assert len(study.points) == 2 * 2 * 2 + 2  # methods x p below 1 x trials, and p = 1 x trials
+    trainings = {step.inputs["segmentation"].address for _, step in study.points}
+    assert len(trainings) == len(study.points)
+
+
+def test_both_methods_share_classifier_and_cams_and_irnet_is_trained_once() -> None:
+    study = graph("sweep.method=[gradcam, irnet]", "sweep.p=[0, 0.5]", "sweep.init=[random, chexpert]")
+    names = [step.name for step in study.steps()]
+    assert {n: names.count(n) for n in ("cams", "irnet", "propagation", "pseudo_masks")} == {
+        "cams": 1,
+        "irnet": 1,
+        "propagation": 1,
+        "pseudo_masks": 2,
+    }
+    masks = {step.config["method"]: step for step in study.steps() if step.name == "pseudo_masks"}
+    assert masks["irnet"].inputs["cams"].inputs["cams"].address == masks["gradcam"].inputs["cams"].address
+    without = addresses(graph("sweep.method=[gradcam]", "sweep.p=[0, 0.5]", "sweep.init=[random, chexpert]"))
+    assert without < addresses(study), "a sweep without IRNet stays where it is"
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("irnet.num_updates=7", {"irnet", "propagation"}),
+        ("irnet.random_walk=irn", {"propagation"}),
+        ("irnet.flip_average=false", {"propagation"}),
+        ("pseudo_masks.grid_step=0.1", set()),
+        ("compute.irnet={num_workers: 2, num_cpus: 1, num_gpus: 1, threads: 1}", set()),
+    ],
+)
+def test_irnet_and_propagation_hash_what_shapes_them(override: str, changed: set[str]) -> None:
+    base, other = graph("sweep.method=[irnet]"), graph("sweep.method=[irnet]", override)
+    names = {step.name for step in other.steps() if step.address not in addresses(base)}
+    assert names & {"irnet", "propagation", "cams"} == changed
+
+
+def test_a_random_walk_is_its_numbers_whatever_its_name() -> None:
+    named, spelled = graph("sweep.method=[irnet]"), graph("sweep.method=[irnet]", "irnet.random_walk={radius: 3, beta: 5.0, steps: 8}")
+    assert addresses(named) == addresses(spelled)
+
+
+def test_encoder_weights_are_identified_by_what_they_are() -> None:
+    def encoders(*overrides: str, **sources: str) -> list[dict[str, object]]:
+        study = graph("sweep.method=[irnet]", *overrides, sources=sources)
+        return [dict(step.config) for step in study.steps() if step.name == "encoder"]
+
+    assert encoders() == []
+    assert encoders("irnet.encoder=imagenet") == [{"architecture": "resnet50", "source": "imagenet", "weights": "IMAGENET1K_V1"}]
+    assert encoders("irnet.encoder=/w.pth", irnet_encoder="abc") == [{"architecture": "resnet50", "source": "file", "sha256": "abc"}]
 
 
 def test_p_1_needs_no_weak_image() -> None:

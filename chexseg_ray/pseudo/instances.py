@@ -3,7 +3,6 @@
 import numpy as np
 import numpy.typing as npt
 
-CENTROID_REACH = 2.5  # cells: where the field is shorter than this, a centroid lies
 REFINEMENTS = 100
 
 
@@ -30,30 +29,35 @@ def follow(displacement: npt.NDArray[np.float32], refinements: int = REFINEMENTS
     return ends
 
 
-def group_by_centroid(displacement: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """Group cells by the centroid that their vectors lead to: a connected region of short vectors (below CENTROID_REACH).
+def group_by_centroid(displacement: npt.NDArray[np.float32], foreground: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Group cells by the centroid that their vectors lead to.
+
+    Where the vectors of the confident foreground end is a centroid; ends that touch, or have one cell between them, are one.
 
     Args:
         displacement: float32 [2, h, w], (dy, dx) in cells.
+        foreground: bool [h, w], the confident foreground.
 
     Returns:
-        int64 [h, w]: the number of each cell's centroid from 1 on, 0 where its vector leads to none. The background, whose vectors
-        are short groups, has numbers too.
+        int64 [h, w]: the number of each cell's instance from 1 on, 0 where its vector leads to none. With vectors of zero the
+        instances are the connected regions of the foreground.
     """
+    from scipy.ndimage import binary_dilation
     from skimage.measure import label
 
-    short = np.hypot(displacement[0], displacement[1]) < CENTROID_REACH
-    centroids: npt.NDArray[np.int64] = label(short, connectivity=1)  # type: ignore[no-untyped-call]
     ends = follow(displacement)
-    groups: npt.NDArray[np.int64] = centroids[ends[0], ends[1]]
+    reached = np.zeros(foreground.shape, dtype=bool)
+    reached[ends[0][foreground], ends[1][foreground]] = True
+    centroids: npt.NDArray[np.int64] = label(binary_dilation(reached), connectivity=2)  # type: ignore[no-untyped-call]
+    groups: npt.NDArray[np.int64] = np.where(reached, centroids, 0)[ends[0], ends[1]]
     return groups
 
 
 def instance_cams(cam: npt.NDArray[np.float32], displacement: npt.NDArray[np.float32], foreground: float) -> npt.NDArray[np.float32]:
     """Split one CAM by instance.
 
-    An instance is a centroid that confident foreground (above `foreground` of the map's maximum) leads to; it takes every cell that
-    leads there too. What is left over is one map of its own.
+    An instance takes every cell that leads to its centroid, confident foreground (above `foreground` of the map's maximum) or not.
+    What is left over is one map of its own.
 
     Args:
         cam: float32 [h, w] >= 0.
@@ -65,8 +69,7 @@ def instance_cams(cam: npt.NDArray[np.float32], displacement: npt.NDArray[np.flo
     """
     if cam.max() <= 0:
         return cam[None]
-    groups = group_by_centroid(displacement)
-    confident = np.setdiff1d(np.unique(groups[cam > foreground * cam.max()]), [0])
-    parts = [np.where(groups == number, cam, np.float32(0)) for number in confident]
-    rest = np.where(np.isin(groups, confident), np.float32(0), cam)
+    groups = group_by_centroid(displacement, cam > foreground * cam.max())
+    parts = [np.where(groups == number, cam, np.float32(0)) for number in np.unique(groups[groups > 0])]
+    rest = np.where(groups > 0, np.float32(0), cam)
     return np.stack([*parts, rest])

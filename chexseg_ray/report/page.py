@@ -116,6 +116,12 @@ def _facts(config: StudyConfig, study: Study, store: Store) -> list[tuple[str, s
             area = record.metrics["validation_auroc"]
             text = f"{record.metrics['selected']} of {step.config['num_updates']} updates"
             facts.append((f"{step.config['architecture']} classifier", text + (f", mean validation AUROC {area:.3f}" if area is not None else "")))
+        if record and step.name == "irnet":
+            used = f"{record.metrics['images_used']} images, {step.config['num_updates']} updates, encoder {record.metrics['encoder']['source']}"
+            facts.append(("IRNet", f"{used}, boundary loss {record.metrics['history'][-1]['boundary']:.3f} at the end"))
+        if record and step.name == "propagation":
+            walk = step.config["random_walk"]
+            facts.append(("random walk", f"radius {walk['radius']}, beta {walk['beta']:g}, {walk['steps']} steps"))
         if record and step.name == "pseudo_masks":
             facts.append((f"{step.config['method']} thresholds", _thresholds(record)))
     s = config.segmentation

@@ -2,9 +2,15 @@
 
 import numpy as np
 import torch
+from skimage.measure import label
 
-from chexseg_ray.data.images import ContentBox
+from chexseg_ray.data.images import ContentBox, letterbox, letterbox_mask
+from chexseg_ray.data.normalisation import network_input
+from chexseg_ray.data.phantom import PhantomImage, render
+from chexseg_ray.pseudo.affinity import PairLabels, irnet_losses
 from chexseg_ray.pseudo.instances import follow, group_by_centroid, instance_cams
+from chexseg_ray.pseudo.ir_labels import ir_labels
+from chexseg_ray.pseudo.irnet import IRNet
 from chexseg_ray.pseudo.propagation import propagate_cams
 from chexseg_ray.pseudo.random_walk import WalkSettings
 
@@ -32,10 +38,13 @@ def test_vectors_are_followed_to_their_end() -> None:
 
 def test_cells_that_point_to_one_centroid_are_one_group() -> None:
     mask, field = two_discs()
-    groups = group_by_centroid(field)
+    groups = group_by_centroid(field, mask > 0)
     first, second = np.unique(groups[mask == 1]), np.unique(groups[mask == 2])
     assert len(first) == len(second) == 1
     assert first != second
+    assert (groups[mask == 0] == 0).all(), "the background leads to no centroid"
+    together = group_by_centroid(field * 0, mask > 0)
+    assert together.max() == 1, "without vectors, what touches is one"
 
 
 def test_instance_cams_split_the_cam_and_add_up_to_it(rng: np.random.Generator) -> None:
@@ -65,3 +74,47 @@ def test_each_instance_is_scaled_apart_and_they_are_merged_by_maximum() -> None:
     assert float(apart[0][second].max()) == 1, "by itself it is as strong as the other"
     assert float(apart[0].max()) == 1
     assert (apart[1] == 0).all()
+
+
+def two_opacities(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """A phantom with an opacity in each lung: pixels uint8 [96, 96], and the share of each of 24 x 24 cells that is opaque."""
+    seeds = (7, number), (8, number)
+    image = PhantomImage(f"CheXpert-v1.0/train/p{number}/a.jpg", "train", *seeds, False, frozenset({"Edema", "Airspace Opacity"}), "Female", 50)
+    grey, truth, _ = render(image, 160)
+    share = letterbox_mask(truth["Edema"], 96).reshape(SIZE, 4, SIZE, 4).mean(axis=(1, 3))
+    return letterbox(grey, 96), share.astype(np.float32)
+
+
+def test_a_trained_displacement_branch_tells_two_opacities_of_a_phantom_apart() -> None:
+    """Trained on 20 phantoms, asked about six others."""
+    torch.manual_seed(0)
+    images, cams = (np.stack(arrays) for arrays in zip(*(two_opacities(number) for number in range(26)), strict=True))
+    box, gate = ContentBox(0, 0, SIZE, SIZE), np.ones(1, dtype=bool)
+    labels = torch.from_numpy(np.stack([ir_labels(cam[None], gate, box, SIZE, 0.30, 0.05) for cam in cams]))
+    model = IRNet(displacement=True).train()
+    stages = model.trunk(network_input(torch.from_numpy(images), "imagenet"))  # frozen, so once is enough
+    branch, updates = model.branches["displacement"], 150
+    optimiser = torch.optim.SGD(branch.parameters(), lr=1.5)
+    schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, updates, 0.9)
+    rng = np.random.default_rng(0)
+    for _ in range(updates):
+        rows = rng.choice(20, 8, replace=False)
+        losses = irnet_losses(torch.zeros(8, SIZE, SIZE), branch([s[rows] for s in stages]), PairLabels(labels[rows], 4))
+        optimiser.zero_grad()
+        (losses.foreground + losses.background).backward()
+        optimiser.step()
+        schedule.step()
+    with torch.no_grad():
+        fields = branch.eval()(stages)
+        branch.mean.copy_(fields[:20].permute(0, 2, 3, 1)[labels[:20, 0] == 1].mean(dim=0))
+        fields = branch(stages).numpy()
+    apart = 0
+    for cam, field in zip(cams[20:], fields[20:], strict=True):
+        foreground = cam > 0.3
+        opacities = label(foreground)
+        assert opacities.max() == 2
+        groups = group_by_centroid(field, foreground)
+        first, second = (np.bincount(groups[opacities == number]) for number in (1, 2))
+        own = first.argmax(), second.argmax()
+        apart += own[0] != own[1] and min(first.max() / first.sum(), second.max() / second.sum()) > 0.9
+    assert apart >= 5, f"{apart} of 6"
