@@ -278,11 +278,6 @@ class Store:
         with self._open(record, path) as stream:
             return pq.read_table(stream, columns=columns)
 
-    def num_rows(self, record: Record, path: str) -> int:
-        """Rows of one Parquet file that the record lists, from its footer."""
-        with self._open(record, path) as stream:
-            return int(pq.read_metadata(stream).num_rows)
-
     def read_tables(self, record: Record, prefix: str, columns: list[str] | None = None) -> pa.Table:
         """All Parquet parts whose path begins with a prefix, in order.
 

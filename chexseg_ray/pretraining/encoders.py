@@ -21,14 +21,16 @@ def read_state(data: bytes) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: the bytes hold no state dict, or something that is not only weights (which is not executed).
     """
-    if data[:1] != b"P" and data[8:9] == b"{":
-        from safetensors.torch import load
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
-        return dict(load(data))
     try:
+        if data[8:9] == b"{":  # safetensors: the header's length in 8 bytes, then JSON
+            return dict(load(data))
         found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"no weights can be read ({str(error).splitlines()[0]})") from None
+    except (UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"no weights can be read ({reason})") from None
     state = found.get("state_dict", found) if isinstance(found, dict) else found
     if not isinstance(state, dict) or not state or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise ValueError("it holds no state dict: names with a tensor each")

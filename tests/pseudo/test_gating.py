@@ -1,0 +1,13 @@
+"""Which masks may be: by label, by probability, or all."""
+
+import numpy as np
+
+from chexseg_ray.pseudo.gating import open_gates
+
+
+def test_gates() -> None:
+    labels = np.array([[1.0, 0.0, -1.0, np.nan]])
+    probability = np.array([[0.1, 0.6, 0.5, 0.9]], dtype=np.float32)
+    assert open_gates({"gate": "label"}, labels, probability).tolist() == [[True, False, False, False]]
+    assert open_gates({"gate": "probability", "gate_probability": 0.5}, labels, probability).tolist() == [[False, True, False, True]]
+    assert open_gates({"gate": "none"}, labels, probability).all()
