@@ -2,13 +2,13 @@
 
     python benchmarks/affinity_loss.py [threads]
 
-Prints seconds of both and their ratio, and the peak extra memory of the losses (the process's high-water mark on a CPU).
+Prints seconds of both and their ratio, and the peak extra memory of the losses (on a CPU the process's, by Linux's own count).
 """
 
-import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from machine import describe
@@ -31,7 +31,7 @@ def main() -> None:
     boundary = torch.rand(BATCH, grid, grid, device=device, requires_grad=True)
     field = torch.randn(BATCH, 2, grid, grid, device=device, requires_grad=True)
     step(boundary[:1], None, labels[:1])  # warm
-    before = peak(device)
+    before = held(device)
     alone = min(seconds(device, lambda: step(boundary, None, labels)) for _ in range(REPEATS))
     memory = peak(device) - before
     both = min(seconds(device, lambda: step(boundary, field, labels)) for _ in range(REPEATS))
@@ -59,11 +59,23 @@ def seconds(device: torch.device, work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def peak(device: torch.device) -> float:
-    """The most bytes held so far."""
+def held(device: torch.device) -> float:
+    """Bytes held now; from here on peak() counts anew."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def peak(device: torch.device) -> float:
+    """The most bytes held since held()."""
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else _status("VmHWM")
+
+
+def _status(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 if __name__ == "__main__":

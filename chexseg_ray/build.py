@@ -190,11 +190,15 @@ def make_execution(config: StudyConfig, source: Source | None, start_ray: Callab
 
 
 def prepare(config: StudyConfig, study: Study, source: Source | None, store: Store, execution: Execution) -> None:
-    """Find what is wrong with the data before anything is trained; with the user's own data, before Ray starts.
+    """Find what is wrong with weights and data before anything is trained; with weights and the user's own data, before Ray starts.
 
     Raises:
-        InputError: a fault of a source file, a patient in two files, or a sweep that asks for more images than there are.
+        InputError: encoder weights that are not there or do not fit, a fault of a source file, a patient in two files, or a sweep that
+            asks for more images than there are.
     """
+    for step in study.upstream():
+        if step.name == "encoder":
+            build(step, store, execution)
     if source is not None:
         from chexseg_ray.stages.manifest import check_sources
 

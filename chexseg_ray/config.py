@@ -154,7 +154,7 @@ class IrnetConfig(_Section):
 
     encoder: str
     normalisation: Literal["imagenet", "chexpert"]
-    foreground: Fraction
+    foreground: Annotated[float, Field(gt=0, lt=1)]
     background: Fraction
     radius: Annotated[int, Field(ge=2)]
     displacement: bool

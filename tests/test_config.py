@@ -56,6 +56,7 @@ def test_the_names_that_scripts_rely_on_can_be_overridden() -> None:
         ("sweep.trials", "section.field=value"),
         ("data.pathologies=[Edema, Edema]", "'Edema' twice"),
         ("data.pathologies=[Edema]", "selection_pathologies names 'Atelectasis'"),
+        ("irnet.foreground=1.0", "irnet.foreground"),
         ("irnet.background=0.4", "must be below foreground"),
         ("irnet.rescale=[1.5, 0.5]", "smaller scale stands first"),
         ("irnet.instance_wise=true", "set irnet.displacement=true"),

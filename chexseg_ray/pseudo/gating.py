@@ -21,5 +21,5 @@ def open_gates(config: Mapping[str, Any], labels: npt.NDArray[np.float64], proba
     if config["gate"] == "label":
         return np.asarray(labels == 1)
     if config["gate"] == "probability":
-        return np.asarray(probability > config["gate_probability"])
+        return np.asarray(probability.astype(np.float64) > config["gate_probability"])
     return np.ones(labels.shape, dtype=bool)

@@ -32,7 +32,7 @@ def follow(displacement: npt.NDArray[np.float32], refinements: int = REFINEMENTS
 def group_by_centroid(displacement: npt.NDArray[np.float32], foreground: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """Group cells by the centroid that their vectors lead to.
 
-    Where the vectors of the confident foreground end is a centroid; ends that touch, or have one cell between them, are one.
+    Where the vectors of the confident foreground end is a centroid; ends with less than three cells between them are one.
 
     Args:
         displacement: float32 [2, h, w], (dy, dx) in cells.
@@ -40,7 +40,7 @@ def group_by_centroid(displacement: npt.NDArray[np.float32], foreground: npt.NDA
 
     Returns:
         int64 [h, w]: the number of each cell's instance from 1 on, 0 where its vector leads to none. With vectors of zero the
-        instances are the connected regions of the foreground.
+        instances are the regions of the foreground that have at least three cells between them.
     """
     from scipy.ndimage import binary_dilation
     from skimage.measure import label

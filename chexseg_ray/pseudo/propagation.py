@@ -8,7 +8,9 @@ import torch
 from chexseg_ray.data.images import ContentBox
 from chexseg_ray.pseudo.instances import instance_cams
 from chexseg_ray.pseudo.irnet import on_grid
-from chexseg_ray.pseudo.random_walk import Transition, WalkSettings
+from chexseg_ray.pseudo.random_walk import WalkSettings, propagate
+
+SPAN = 1e-3  # of a map's maximum: below it, what is left of the differences is near the walk's rounding
 
 
 def propagate_cams(
@@ -31,8 +33,8 @@ def propagate_cams(
         foreground: share of a map's maximum that makes a cell confident foreground, of which instances are made.
 
     Returns:
-        float [B, K, G, G]: each map's maximum is 1, or the map is 0 throughout. The padding repeats the nearest content, so that
-        enlarging a map does not darken its rim.
+        float [B, K, G, G]: each map's content from 0 to 1, or the map is 0 throughout: one that is flat (SPAN) after the walk says
+        nothing. The padding repeats the nearest content, so that enlarging a map does not darken its rim.
     """
     grid = boundary.shape[-1]
     inside = torch.zeros_like(boundary, dtype=torch.bool)
@@ -41,10 +43,10 @@ def propagate_cams(
     closed = torch.where(inside, boundary, 1)
     start = on_grid(cams, grid) * inside.unsqueeze(1)
     if displacement is None:
-        out = _scaled(Transition(closed, settings.radius, settings.beta).walk(start * (1 - closed).unsqueeze(1), settings.steps))
+        out = propagate(start, closed, settings)
     else:
         out = torch.stack([_instance_wise(*each, settings, foreground) for each in zip(start, closed, displacement, strict=True)])
-    return torch.stack([_fill_padding(maps, box) for maps, box in zip(out, boxes, strict=True)])
+    return torch.stack([_stretched(maps, box) for maps, box in zip(out, boxes, strict=True)])
 
 
 def _scaled(maps: torch.Tensor) -> torch.Tensor:
@@ -57,18 +59,21 @@ def _instance_wise(cams: torch.Tensor, boundary: torch.Tensor, displacement: tor
     """One image: cams [K, G, G] to [K, G, G]. What belongs to no instance keeps its size relative to the whole map's maximum."""
     field = displacement.cpu().numpy()
     parts = [instance_cams(cam.cpu().numpy(), field, foreground) for cam in cams]
-    stacked = torch.from_numpy(np.concatenate(parts)).to(cams) * (1 - boundary)
-    walked = Transition(boundary.unsqueeze(0), settings.radius, settings.beta).walk(stacked.unsqueeze(0), settings.steps)[0]
+    stacked = torch.from_numpy(np.concatenate(parts)).to(cams)
+    walked = propagate(stacked.unsqueeze(0), boundary.unsqueeze(0), settings)[0]
     merged = []
     for own in torch.split(walked, [len(part) for part in parts]):
         rest = own[-1] / own.sum(dim=0).amax().clamp(min=torch.finfo(own.dtype).tiny)
         merged.append(torch.cat([_scaled(own[:-1]), rest.unsqueeze(0)]).amax(dim=0))
-    return _scaled(torch.stack(merged))
+    return torch.stack(merged)
 
 
-def _fill_padding(maps: torch.Tensor, box: ContentBox) -> torch.Tensor:
-    """[K, G, G] with every cell outside of the box set to the nearest one in it."""
+def _stretched(maps: torch.Tensor, box: ContentBox) -> torch.Tensor:
+    """[K, G, G] with the content of each map stretched to [0, 1], and every cell outside of it set to the nearest one in it."""
     cells = torch.arange(maps.shape[-1], device=maps.device)
     rows = cells.clamp(box.top, box.top + box.height - 1)
     columns = cells.clamp(box.left, box.left + box.width - 1)
-    return maps[:, rows][:, :, columns]
+    filled = maps[:, rows][:, :, columns]
+    low, high = filled.amin(dim=(1, 2), keepdim=True), filled.amax(dim=(1, 2), keepdim=True)
+    told = high - low > SPAN * high
+    return torch.where(told, (filled - low) / torch.where(told, high - low, 1), 0)

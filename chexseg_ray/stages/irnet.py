@@ -116,7 +116,7 @@ def train(job: IrnetJob, report: Report) -> None:
     if config["displacement"]:
         set_mean_displacement(model, shards, config, device, replica)
     skipped = job.inputs["images_weak"].rows - shards.num_rows
-    metrics = {"history": progress.history, "encoder": encoder, "images_used": shards.num_rows, "images_without_cam": skipped}
+    metrics = {"history": progress.history, "encoder": encoder, "images_used": shards.num_rows, "images_without_target": skipped}
     if not all(bool(torch.isfinite(tensor).all()) for tensor in model.state_dict().values()):
         raise NanLossError(f"irnet weights are not finite after update {progress.update}: lower irnet.learning_rate")
     facts = {k: config[k] for k in ("displacement", "normalisation", "size")}

@@ -104,8 +104,11 @@ def _made_path(job: Any) -> str:
 def _worker_loop(config: dict[str, Any]) -> None:
     """In the worker: the last report goes through the store, as Train's Result drops metrics that came without a checkpoint."""
     import ray.train
+    import ray.train.torch
 
     job = config["job"]
+    if torch.cuda.is_available():  # a worker sees all of its node's GPUs
+        torch.cuda.set_device(ray.train.torch.get_device())
     if job.attempt.store.exists(_made_path(job)):
         return  # a fault of another replica, after which Train started the group again
 
@@ -118,6 +121,8 @@ def _worker_loop(config: dict[str, Any]) -> None:
         config["loop"](job, report)
     except (InputError, TransientError) as error:  # handed over, not raised: Train would start the worker again
         job.attempt.store.put(_made_path(job), json.dumps(fault_of(error)).encode())
+        if Replica.here().count > 1:  # the others may wait for this one: the group starts again, sees the fault and ends
+            raise
 
 
 def result(files: list[FileEntry], rows: int, metrics: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:

@@ -10,4 +10,6 @@ def test_gates() -> None:
     probability = np.array([[0.1, 0.6, 0.5, 0.9]], dtype=np.float32)
     assert open_gates({"gate": "label"}, labels, probability).tolist() == [[True, False, False, False]]
     assert open_gates({"gate": "probability", "gate_probability": 0.5}, labels, probability).tolist() == [[False, True, False, True]]
+    edge = np.full((1, 4), 0.3, dtype=np.float32)  # 0.3000000119
+    assert open_gates({"gate": "probability", "gate_probability": 0.3}, labels, edge).all()
     assert open_gates({"gate": "none"}, labels, probability).all()

@@ -14,10 +14,14 @@ from torch.multiprocessing.spawn import spawn
 from chexseg_ray.artifacts import Attempt, Record, Step, Store
 from chexseg_ray.build import build, load_study, make_execution
 from chexseg_ray.data.images import content_box
+from chexseg_ray.data.normalisation import network_input
 from chexseg_ray.errors import InputError
+from chexseg_ray.pseudo.affinity import PairLabels, irnet_losses
+from chexseg_ray.pseudo.ir_labels import ir_labels
 from chexseg_ray.pseudo.irnet import IRNet
-from chexseg_ray.stages.irnet import irnet_update, load_irnet
+from chexseg_ray.stages.irnet import irnet_update, load_irnet, training_sample
 from chexseg_ray.stages.propagation import PropagationActor
+from chexseg_ray.stages.shards import ImageShards
 from chexseg_ray.stages.tables import binary_column, split_cams
 from chexseg_ray.stages.train import NanLossError, Replica
 
@@ -43,6 +47,22 @@ def build_here(store: Path, name: str, start_ray: StartRay, *overrides: str) -> 
     return build(step_of(store, name, *overrides), opened, make_execution(config, source, start_ray, opened))
 
 
+def usable(store: Store, step: Step) -> dict[str, np.ndarray]:
+    """Of the weak images with a label 1 whose CAM is not zero: int8 [K]."""
+    cams, manifest = (store.find(step.inputs[role]) for role in ("cams", "manifest_weak"))
+    assert cams is not None
+    assert manifest is not None
+    labels = {r["cxr_id"]: r["labels"] for r in store.read_tables(manifest, "manifest").to_pylist()}
+    out = {}
+    for path in cams.paths("cams/weak/"):
+        table, maps = split_cams(store.read_table(cams, path))
+        for cxr_id, cam in zip(table.column("cxr_id").to_pylist(), maps, strict=True):
+            target = np.array([label == 1 and m.any() for label, m in zip(labels[cxr_id], cam, strict=True)], dtype=np.int8)
+            if target.any():
+                out[cxr_id] = target
+    return out
+
+
 @pytest.mark.ray
 def test_a_sweep_extended_by_irnet_builds_what_irnet_needs_and_nothing_else(tiny_store: Path, irnet_store: Path) -> None:
     before, after = ({p.parent.parent.name + "/" + p.parent.name for p in s.glob("*/*/record.json")} for s in (tiny_store, irnet_store))
@@ -50,9 +70,8 @@ def test_a_sweep_extended_by_irnet_builds_what_irnet_needs_and_nothing_else(tiny
     assert new == ["evaluation"] * 2 + ["irnet", "propagation", "pseudo_masks"] + ["segmentation"] * 2
     record = record_of(irnet_store, "irnet")
     assert record.metrics["encoder"] == {"source": "random"}
-    images = record_of(irnet_store, "images", "data.split_seed=0")
-    assert record.metrics["images_used"] == record.rows
-    assert images is not None
+    assert record.metrics["images_used"] == len(usable(Store.open(str(irnet_store)), step_of(irnet_store, "irnet"))) == record.rows
+    assert record.metrics["images_without_target"] > 0
     page = (irnet_store / "report" / "tiny" / "index.html").read_text()
     assert "irnet" in page
     assert "4 of 4 points" in page
@@ -80,7 +99,8 @@ def test_propagation_equals_the_plain_loop_bitwise(irnet_store: Path) -> None:
             assert np.array_equal(found, actor.map(pixels, maps, boxes))
             assert written.equals(table), "ids, sizes and probabilities are the CAMs' own"
             assert found.shape[2:] == (16, 16)
-            assert ((found.max(axis=(2, 3)) == 1) == (maps.max(axis=(2, 3)) > 0)).all()
+            assert set(np.unique(found.max(axis=(2, 3)))) <= {0.0, 1.0}
+            assert not found[maps.max(axis=(2, 3)) == 0].any()
     torch.set_num_threads(threads)
 
 
@@ -118,6 +138,41 @@ def test_the_displacement_branch_and_instance_wise_cams_by_config(irnet_copy: Pa
 
 
 @pytest.mark.ray
+def test_the_training_is_sgd_with_polynomial_decay_and_a_tenfold_rate_for_the_displacement(irnet_copy: Path, private_ray: StartRay) -> None:
+    """Against a plain loop with its own update rule, labels and mean shift."""
+    overrides = ("irnet.displacement=true", "irnet.num_updates=3", "irnet.weight_decay=0.01", "irnet.learning_rate=0.05")
+    record = build_here(irnet_copy, "irnet", private_ray, *overrides)
+    store, step = Store.open(str(irnet_copy)), step_of(irnet_copy, "irnet", *overrides)
+    images, cams = store.find(step.inputs["images_weak"]), store.find(step.inputs["cams"])
+    assert images is not None
+    shards = ImageShards(store, [images], 64, usable(store, step), cams)
+    torch.manual_seed(step.config["seed"])
+    model = IRNet(displacement=True).train()
+    for update, batch in zip(range(3), shards.batches(4, step.config["seed"], 0), strict=False):
+        pixels, labels = training_sample(batch, step.config, update, Replica(0, 1))
+        logits, field = model(network_input(pixels, "imagenet"))
+        losses = irnet_losses(logits.sigmoid(), field, PairLabels(labels, 10))
+        names, parameters = zip(*model.branches.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(losses.boundary + losses.foreground + losses.background, parameters)
+        with torch.no_grad():
+            for name, parameter, gradient in zip(names, parameters, gradients, strict=True):
+                rate = 0.05 * (1 - update / 3) ** 0.9 * (10 if name.startswith("displacement") else 1)
+                parameter -= rate * (gradient + 0.01 * parameter)
+    model.eval()
+    ways = []
+    for batch in shards.in_order(1):
+        (one,) = batch.samples
+        grid = ir_labels(one.cams, one.target == 1, content_box(*one.original, 64).on_grid(64, 16), 16, 0.3, 0.05)
+        with torch.no_grad():
+            field = model(network_input(torch.from_numpy(one.pixels[None]), "imagenet"))[1]
+        ways.append(field[0][:, torch.from_numpy((grid == 1).any(axis=0))])
+    built, _ = load_irnet(store, record)
+    for name, tensor in model.branches.state_dict().items():
+        expected = torch.cat(ways, dim=1).mean(dim=1) if name == "displacement.mean" else tensor
+        assert torch.allclose(built.branches.state_dict()[name], expected, rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.ray
 def test_encoder_weights_from_a_file_are_in_the_network_and_in_the_record(irnet_copy: Path, tmp_path: Path, private_ray: StartRay) -> None:
     from torchvision.models import resnet50
 
@@ -146,11 +201,12 @@ def test_encoder_weights_from_a_file_are_in_the_network_and_in_the_record(irnet_
         ("{folder}/other.pth", "do not fit"),
     ],
 )
-def test_encoder_weights_that_cannot_be_had_end_with_one_line(encoder: str, message: str, irnet_copy: Path, tmp_path: Path, job: Job) -> None:
+def test_encoder_weights_that_cannot_be_had_end_with_one_line_before_anything_is_built(encoder: str, message: str, tmp_path: Path, job: Job) -> None:
     (tmp_path / "text.pth").write_text("not weights")
     torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "other.pth")
-    done = job("sweep.py", str(TINY), f"store.root={irnet_copy}", IRNET, f"irnet.encoder={encoder.format(folder=tmp_path)}")
+    done = job("sweep.py", str(TINY), f"store.root={tmp_path / 'store'}", IRNET, f"irnet.encoder={encoder.format(folder=tmp_path)}")
     assert done.returncode == 2
+    assert not list((tmp_path / "store").glob("*/*/record.json"))
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     if encoder == "imagenet":
