@@ -43,8 +43,10 @@ def miou_over_p(settings: Sequence[SettingResult], aggregation: str, level: floa
 
     mpl.rcParams["svg.hashsalt"] = "chexseg_ray"
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-    for i, (label, line) in enumerate(curves(settings, aggregation).items()):
-        p, mean = [row[0] for row in line], [row[1] for row in line]
+    lines = curves(settings, aggregation)
+    for i, (label, line) in enumerate(lines.items()):
+        aside = 0.008 * (i - (len(lines) - 1) / 2)  # so that no bar hides another
+        p, mean = [row[0] + aside for row in line], [row[1] for row in line]
         below = [0.0 if math.isnan(low) else max(0.0, m - low) for _, m, low, _ in line]
         above = [0.0 if math.isnan(high) else max(0.0, high - m) for _, m, _, high in line]
         colour = _COLOURS[i % len(_COLOURS)]
