@@ -56,12 +56,14 @@ def _usable(job: IrnetJob) -> dict[str, npt.NDArray[np.int8]]:
     """Of the weak images with a pathology whose gate is open and whose CAM is not zero throughout: int8 [K], 1 for each such one."""
     store, cams = job.attempt.store, job.inputs["cams"]
     manifest = read_manifest(store, job.inputs["manifest_weak"])
+    every = list(manifest["cxr_id"])
+    labels, rows = label_matrix(manifest, every), {cxr_id: i for i, cxr_id in enumerate(every)}
     out: dict[str, npt.NDArray[np.int8]] = {}
     for part in cams.paths("cams/weak/"):
         table, maps = split_cams(store.read_table(cams, part))
         ids = table.column("cxr_id").to_pylist()
         probability = np.array(table.column("probability").to_pylist(), dtype=np.float32)
-        gates = open_gates(job.config, label_matrix(manifest, ids), probability) & (maps.max(axis=(2, 3)) > 0)
+        gates = open_gates(job.config, labels[[rows[cxr_id] for cxr_id in ids]], probability) & (maps.max(axis=(2, 3)) > 0)
         out |= {cxr_id: gate.astype(np.int8) for cxr_id, gate in zip(ids, gates, strict=True) if gate.any()}
     return out
 

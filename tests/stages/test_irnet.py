@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from chexseg_ray.errors import InputError
 from chexseg_ray.pseudo.affinity import PairLabels, irnet_losses
 from chexseg_ray.pseudo.ir_labels import ir_labels
 from chexseg_ray.pseudo.irnet import IRNet
-from chexseg_ray.stages.irnet import irnet_update, load_irnet, training_sample
+from chexseg_ray.stages.execution import TrainResources
+from chexseg_ray.stages.irnet import IrnetJob, irnet_update, load_irnet, training_sample
 from chexseg_ray.stages.propagation import PropagationActor
 from chexseg_ray.stages.shards import ImageShards
 from chexseg_ray.stages.tables import binary_column, split_cams
-from chexseg_ray.stages.train import NanLossError, Replica
+from chexseg_ray.stages.train import NanLossError, Replica, Report, run_training
 
 StartRay = Callable[[], None]
 UPDATE = {"normalisation": "imagenet", "radius": 4, "loss_weights": "sum"}
@@ -224,6 +226,25 @@ def test_encoder_weights_that_cannot_be_had_end_with_one_line_before_anything_is
 def test_a_training_that_cannot_be_says_why(overrides: list[str], message: str, irnet_copy: Path, private_ray: StartRay) -> None:
     with pytest.raises((InputError, NanLossError), match=message):
         build_here(irnet_copy, "irnet", private_ray, *overrides)
+
+
+@pytest.mark.ray
+def test_a_fault_of_one_replica_alone_ends_the_training_with_its_line(tmp_path: Path, private_ray: StartRay) -> None:
+    """The other one waits for it in an all_reduce."""
+    config = tiny(tmp_path, IRNET)
+    store = Store.open(str(tmp_path))
+    job = IrnetJob({}, {}, store.new_attempt(step_of(tmp_path, "irnet")), 1, 60.0)
+
+    def loop(job: IrnetJob, report: Report) -> None:
+        replica = Replica.here()
+        if replica.rank == 1:
+            raise InputError("rank 1 cannot use its share")
+        replica.sum_([torch.zeros(1)])
+
+    start = time.monotonic()
+    with pytest.raises(InputError, match="rank 1 cannot use its share"):
+        run_training(loop, job, TrainResources(2, 1, 0, 1), make_execution(config, None, private_ray, store), "one-faulty")
+    assert time.monotonic() - start < 300, "not until a time-out of half an hour"
 
 
 def sample() -> tuple[torch.Tensor, torch.Tensor]:
