@@ -20,7 +20,7 @@ from chexseg_ray.pseudo.gradcam import grad_cam
 from chexseg_ray.stages.classifier import load_classifier
 from chexseg_ray.stages.execution import Made, Task
 from chexseg_ray.stages.grouped import Row, run_actors
-from chexseg_ray.stages.tables import binary_column, cam_schema
+from chexseg_ray.stages.tables import binary_column, join_cams
 from chexseg_ray.stages.train import training_device
 
 
@@ -73,8 +73,7 @@ class CamActor:
         scores, maps = self.map(pixels)
         out = table.select(["cxr_id", "height", "width"])
         out = out.append_column("probability", pa.array(list(scores), type=pa.list_(pa.float32())))
-        schema = cam_schema(self._config["pathologies"], maps.shape[2:])
-        out = out.append_column("cam", pa.array([m.tobytes() for m in maps], type=schema.field("cam").type)).cast(schema)
+        out = join_cams(out, maps, self._config["pathologies"])
         entry = self._attempt.write_table(row["part"].replace("images/", f"cams/{row['split']}/"), out)
         return {"rows": len(out), "file": [entry.path, entry.size, entry.sha256], "device": str(self._device)}
 

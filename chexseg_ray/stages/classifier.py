@@ -9,7 +9,6 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from chexseg_ray.artifacts import Attempt, Record
+from chexseg_ray.artifacts import Record
 from chexseg_ray.data.normalisation import network_input
 from chexseg_ray.errors import InputError
 from chexseg_ray.evaluation.auroc import auroc
@@ -26,29 +25,17 @@ from chexseg_ray.pseudo.classifier import IGNORED, build_classifier, masked_loss
 from chexseg_ray.stages.execution import Made, Task
 from chexseg_ray.stages.shards import ImageShards
 from chexseg_ray.stages.tables import label_matrix, read_manifest
-from chexseg_ray.stages.train import NanLossError, Report, begin, result, run_training
+from chexseg_ray.stages.train import NanLossError, Report, TrainingJob, begin, require_finite, result, run_training
 from chexseg_ray.stages.training_state import Progress, StateKeeper, to_safetensors
-
-
-@dataclass(frozen=True)
-class ClassifierJob:
-    """Everything a training needs, picklable."""
-
-    config: Mapping[str, Any]
-    inputs: Mapping[str, Record]
-    attempt: Attempt
-    threads: int
-    state_seconds: float
 
 
 def make(task: Task) -> Made:
     """Train to num_updates, going on from a saved state when there is one."""
     resources = task.execution.classifier
-    job = ClassifierJob(dict(task.step.config), dict(task.inputs), task.attempt, resources.threads, task.execution.state_seconds)
-    return run_training(train, job, resources, task.execution, f"classifier-{task.step.fingerprint}")
+    return run_training(train, TrainingJob.of(task, resources), resources, task.execution, f"classifier-{task.step.fingerprint}")
 
 
-def _shards(job: ClassifierJob, splits: list[str], for_training: bool) -> tuple[ImageShards, dict[str, npt.NDArray[np.int8]]]:
+def _shards(job: TrainingJob, splits: list[str], for_training: bool) -> tuple[ImageShards, dict[str, npt.NDArray[np.int8]]]:
     config = job.config
     uncertainty, blanks = (config["uncertainty"], config["blanks"]) if for_training else ("ignore", "ignore")
     store = job.attempt.store
@@ -61,7 +48,7 @@ def _shards(job: ClassifierJob, splits: list[str], for_training: bool) -> tuple[
     return ImageShards(store, [job.inputs[f"images_{split}"] for split in present], config["size"], targets), targets
 
 
-def train(job: ClassifierJob, report: Report) -> None:
+def train(job: TrainingJob, report: Report) -> None:
     """The training loop (Adam, constant learning rate, masked cross-entropy)."""
     config, start = job.config, time.monotonic()
     device = begin(config["seed"], job.threads)
@@ -117,12 +104,11 @@ def _validate(model: nn.Module, shards: ImageShards, config: Mapping[str, Any], 
 
 
 def _finish(
-    job: ClassifierJob, model: nn.Module, progress: Progress, rows: int, targets: dict[str, Any], device: torch.device, report: Report, seconds: float
+    job: TrainingJob, model: nn.Module, progress: Progress, rows: int, targets: dict[str, Any], device: torch.device, report: Report, seconds: float
 ) -> None:  # fmt: skip
     config = job.config
     weights = progress.best or dict(model.state_dict())
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
-        raise NanLossError(f"classifier {config['architecture']}: weights are not finite after update {progress.update}: lower its learning_rate")
+    require_finite(f"classifier {config['architecture']}:", weights, progress.update, "its learning_rate")
     metadata = {k: config[k] for k in ("architecture", "normalisation", "pathologies", "uncertainty", "size")}
     entry = job.attempt.write("weights.safetensors", to_safetensors(weights, {"model": json.dumps(metadata)}))
     matrix = np.stack(list(targets.values()))

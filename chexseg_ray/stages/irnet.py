@@ -9,14 +9,13 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from chexseg_ray.artifacts import Attempt, Record, Store
+from chexseg_ray.artifacts import Record, Store
 from chexseg_ray.data.images import content_box
 from chexseg_ray.data.normalisation import network_input
 from chexseg_ray.errors import InputError
@@ -30,29 +29,17 @@ from chexseg_ray.pseudo.irnet import STRIDE, DisplacementBranch, IRNet, polynomi
 from chexseg_ray.stages.execution import Made, Task
 from chexseg_ray.stages.shards import Batch, ImageShards
 from chexseg_ray.stages.tables import label_matrix, read_manifest, split_cams
-from chexseg_ray.stages.train import NanLossError, Replica, Report, begin, result, run_training
+from chexseg_ray.stages.train import NanLossError, Replica, Report, TrainingJob, begin, require_finite, result, run_training
 from chexseg_ray.stages.training_state import StateKeeper, from_safetensors, to_safetensors
-
-
-@dataclass(frozen=True)
-class IrnetJob:
-    """Everything a training needs, picklable."""
-
-    config: Mapping[str, Any]
-    inputs: Mapping[str, Record]
-    attempt: Attempt
-    threads: int
-    state_seconds: float
 
 
 def make(task: Task) -> Made:
     """Train to num_updates, going on from a saved state when there is one."""
     resources = task.execution.irnet
-    job = IrnetJob(dict(task.step.config), dict(task.inputs), task.attempt, resources.threads, task.execution.state_seconds)
-    return run_training(train, job, resources, task.execution, f"irnet-{task.step.fingerprint}")
+    return run_training(train, TrainingJob.of(task, resources), resources, task.execution, f"irnet-{task.step.fingerprint}")
 
 
-def _usable(job: IrnetJob) -> dict[str, npt.NDArray[np.int8]]:
+def _usable(job: TrainingJob) -> dict[str, npt.NDArray[np.int8]]:
     """Of the weak images with a pathology whose gate is open and whose CAM is not zero throughout: int8 [K], 1 for each such one."""
     store, cams = job.attempt.store, job.inputs["cams"]
     manifest = read_manifest(store, job.inputs["manifest_weak"])
@@ -68,7 +55,7 @@ def _usable(job: IrnetJob) -> dict[str, npt.NDArray[np.int8]]:
     return out
 
 
-def _initial_model(job: IrnetJob) -> tuple[IRNet, dict[str, Any]]:
+def _initial_model(job: TrainingJob) -> tuple[IRNet, dict[str, Any]]:
     """The network with its trunk's weights, and where they come from."""
     model = IRNet(job.config["displacement"])
     if "encoder" not in job.inputs:
@@ -79,7 +66,7 @@ def _initial_model(job: IrnetJob) -> tuple[IRNet, dict[str, Any]]:
     return model, {k: record.metrics[k] for k in ("source", "sha256", "loaded")}
 
 
-def train(job: IrnetJob, report: Report) -> None:
+def train(job: TrainingJob, report: Report) -> None:
     """The training loop: SGD without momentum, polynomial decay (paper appendix B.1)."""
     config, start = job.config, time.monotonic()
     device = begin(config["seed"], job.threads)
@@ -119,8 +106,7 @@ def train(job: IrnetJob, report: Report) -> None:
         set_mean_displacement(model, shards, config, device, replica)
     skipped = job.inputs["images_weak"].rows - shards.num_rows
     metrics = {"history": progress.history, "encoder": encoder, "images_used": shards.num_rows, "images_without_target": skipped}
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in model.state_dict().values()):
-        raise NanLossError(f"irnet weights are not finite after update {progress.update}: lower irnet.learning_rate")
+    require_finite("irnet", model.state_dict(), progress.update, "irnet.learning_rate")
     facts = {k: config[k] for k in ("displacement", "normalisation", "size")}
     weights = to_safetensors(model.state_dict(), {"model": json.dumps(facts)})
     entries = [job.attempt.write("weights.safetensors", weights)] if replica.rank == 0 else []

@@ -24,7 +24,7 @@ from chexseg_ray.pseudo.random_walk import WalkSettings
 from chexseg_ray.stages.execution import Made, Task
 from chexseg_ray.stages.grouped import Row, run_actors
 from chexseg_ray.stages.irnet import load_irnet
-from chexseg_ray.stages.tables import binary_column, cam_schema, split_cams
+from chexseg_ray.stages.tables import binary_column, join_cams, split_cams
 from chexseg_ray.stages.train import training_device
 
 
@@ -80,8 +80,7 @@ class PropagationActor:
         assert table.column("cxr_id").equals(images.column("cxr_id")), row["part"]
         boxes = [content_box(r["height"], r["width"], size) for r in table.select(["height", "width"]).to_pylist()]
         maps = self.map(binary_column(images, "pixels", np.uint8, (size, size)), cams, boxes)
-        schema = cam_schema(self._config["pathologies"], maps.shape[2:])
-        out = table.append_column("cam", pa.array([m.tobytes() for m in maps], type=schema.field("cam").type)).cast(schema)
+        out = join_cams(table, maps, self._config["pathologies"])
         entry = self._attempt.write_table(row["part"].replace("images/", f"cams/{row['split']}/"), out)
         return {"rows": len(out), "file": [entry.path, entry.size, entry.sha256], "device": str(self._device)}
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from chexseg_ray.artifacts import Attempt, Record
+from chexseg_ray.artifacts import Record
 from chexseg_ray.data.images import content_box
 from chexseg_ray.evaluation.thresholds import (
     SEGMENTATION_GRID,
@@ -34,7 +34,7 @@ from chexseg_ray.segmentation.training import predict, segmentation_update
 from chexseg_ray.stages.classifier import load_classifier
 from chexseg_ray.stages.execution import Made, Task
 from chexseg_ray.stages.pool import Rows, accepted_ids, load_masks, load_pixels, shared_rows, unpack_masks
-from chexseg_ray.stages.train import NanLossError, Report, begin, result, run_training
+from chexseg_ray.stages.train import NanLossError, Report, TrainingJob, begin, require_finite, result, run_training
 from chexseg_ray.stages.training_state import Progress, StateKeeper, from_safetensors, to_safetensors
 
 
@@ -49,14 +49,9 @@ class MaskedSet:
 
 
 @dataclass(frozen=True)
-class SegmentationJob:
-    """Everything a training needs, picklable; `shared` holds references into the object store."""
+class SegmentationJob(TrainingJob):
+    """A point's training; `shared` holds references into the object store."""
 
-    config: Mapping[str, Any]
-    inputs: Mapping[str, Record]
-    attempt: Attempt
-    threads: int
-    state_seconds: float
     shared: Mapping[str, Any]
 
     def masked_set(self, images: str, masks: str, ids: list[str]) -> MaskedSet:
@@ -223,8 +218,7 @@ def _finish(
     }
     keys = ("encoder", "output_stride", "atrous_rates", "pathologies", "size")
     metadata = {k: config[k] for k in keys} | {"normalisation": normalisation}
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in model.state_dict().values()):
-        raise NanLossError(f"segmentation weights are not finite after update {progress.update}: lower segmentation.learning_rate")
+    require_finite("segmentation", model.state_dict(), progress.update, "segmentation.learning_rate")
     entry = job.attempt.write("weights.safetensors", to_safetensors(dict(model.state_dict()), {"model": json.dumps(metadata)}))
     metrics = {
         "thresholds": thresholds,

@@ -66,6 +66,12 @@ def split_cams(table: pa.Table) -> tuple[pa.Table, npt.NDArray[np.float16]]:
     return table.drop_columns(["cam"]), binary_column(table, "cam", np.float16, shape)
 
 
+def join_cams(table: pa.Table, maps: npt.NDArray[np.float16], pathologies: Sequence[str]) -> pa.Table:
+    """The inverse: {cxr_id, height, width, probability} with maps float16 [N, K, h, w] as the `cam` column."""
+    schema = cam_schema(pathologies, maps.shape[2:])
+    return table.append_column("cam", pa.array([m.tobytes() for m in maps], type=schema.field("cam").type)).cast(schema)
+
+
 def read_manifest(store: Store, record: Record) -> pd.DataFrame:
     """The rows of one split, in id order, without the original-size masks."""
     columns = [c for c in manifest_schema([]).names if c != "rle_original"]

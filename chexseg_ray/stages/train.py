@@ -6,15 +6,15 @@ asks `Replica.here()` which share of a batch is its own, and rank 0 alone writes
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from chexseg_ray.artifacts import FileEntry
+from chexseg_ray.artifacts import Attempt, FileEntry, Record
 from chexseg_ray.errors import InputError, TransientError, fault_of, raise_fault
-from chexseg_ray.stages.execution import Execution, Made, TrainResources
+from chexseg_ray.stages.execution import Execution, Made, Task, TrainResources
 
 Report = Callable[[dict[str, Any]], None]
 Loop = Callable[[Any, Report], None]
@@ -22,6 +22,31 @@ Loop = Callable[[Any, Report], None]
 
 class NanLossError(InputError):
     """A loss, a score or a weight is not finite: a fault of the config (exit code 2; in a trial, of its point alone)."""
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Everything that the training of a shared model needs, picklable."""
+
+    config: Mapping[str, Any]
+    inputs: Mapping[str, Record]
+    attempt: Attempt
+    threads: int
+    state_seconds: float
+
+    @classmethod
+    def of(cls, task: Task, resources: TrainResources) -> "TrainingJob":
+        return cls(dict(task.step.config), dict(task.inputs), task.attempt, resources.threads, task.execution.state_seconds)
+
+
+def require_finite(what: str, weights: Mapping[str, torch.Tensor], update: int, remedy: str) -> None:
+    """Refuse weights that are not finite.
+
+    Raises:
+        NanLossError: naming what was trained, the update, and the field to lower.
+    """
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
+        raise NanLossError(f"{what} weights are not finite after update {update}: lower {remedy}")
 
 
 def training_device() -> torch.device:

@@ -21,11 +21,11 @@ from chexseg_ray.pseudo.affinity import PairLabels, irnet_losses
 from chexseg_ray.pseudo.ir_labels import ir_labels
 from chexseg_ray.pseudo.irnet import IRNet
 from chexseg_ray.stages.execution import TrainResources
-from chexseg_ray.stages.irnet import IrnetJob, irnet_update, load_irnet, training_sample
+from chexseg_ray.stages.irnet import irnet_update, load_irnet, training_sample
 from chexseg_ray.stages.propagation import PropagationActor
 from chexseg_ray.stages.shards import ImageShards
 from chexseg_ray.stages.tables import binary_column, split_cams
-from chexseg_ray.stages.train import NanLossError, Replica, Report, run_training
+from chexseg_ray.stages.train import NanLossError, Replica, Report, TrainingJob, run_training
 
 StartRay = Callable[[], None]
 UPDATE = {"normalisation": "imagenet", "radius": 4, "loss_weights": "sum"}
@@ -233,9 +233,9 @@ def test_a_fault_of_one_replica_alone_ends_the_training_with_its_line(tmp_path: 
     """The other one waits for it in an all_reduce."""
     config = tiny(tmp_path, IRNET)
     store = Store.open(str(tmp_path))
-    job = IrnetJob({}, {}, store.new_attempt(step_of(tmp_path, "irnet")), 1, 60.0)
+    job = TrainingJob({}, {}, store.new_attempt(step_of(tmp_path, "irnet")), 1, 60.0)
 
-    def loop(job: IrnetJob, report: Report) -> None:
+    def loop(job: TrainingJob, report: Report) -> None:
         replica = Replica.here()
         if replica.rank == 1:
             raise InputError("rank 1 cannot use its share")
