@@ -1,25 +1,24 @@
-"""build(step): inputs first, run if absent, commit. And the plan: what is built, what is not, why, and what it costs."""
+"""build(step): inputs first, run if absent, commit. With what it needs: the sources, how steps run, and the claim on a store."""
 
 import hashlib
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
 
-from chexseg_ray.artifacts import Record, Step, Store, differing_fields, open_filesystem
-from chexseg_ray.config import StudyConfig
-from chexseg_ray.cost import step_flops
+from chexseg_ray.artifacts import Record, Step, Store, open_filesystem
+from chexseg_ray.config import StudyConfig, for_weak_n
 from chexseg_ray.errors import InputError, TransientError
-from chexseg_ray.pipeline import Study, study_graph
+from chexseg_ray.pipeline import MADE_HERE, PAPER_NETWORK, Study, study_graph, sweep_points
 from chexseg_ray.progress import say
 from chexseg_ray.stages.execution import ActorResources, Execution, Made, Source, Task, TrainResources
 
@@ -39,6 +38,8 @@ def make_function(name: str) -> Callable[[Task], Made]:
         from chexseg_ray.stages.classifier import make
     elif name == "cams":
         from chexseg_ray.stages.cams import make
+    elif name == "moco":
+        from chexseg_ray.stages.moco import make
     elif name == "encoder":
         from chexseg_ray.stages.encoder import make
     elif name == "irnet":
@@ -141,48 +142,96 @@ def source_hashes(config: StudyConfig, source: Source | None) -> dict[str, str]:
     return out
 
 
-def encoder_file(config: StudyConfig) -> str | None:
-    """The path or URI of the weights that irnet.encoder names; None when it names no file or nothing uses it."""
-    used = "irnet" in config.sweep.method and any(p < 1 for p in config.sweep.p)
-    return config.irnet.encoder if used and config.irnet.encoder not in ("random", "imagenet") else None
+def encoder_files(config: StudyConfig) -> dict[str, str]:
+    """The files of encoder weights that the study reads: {path or URI: the field that names it}."""
+    points = sweep_points(config)
+    inits = {("sweep.init", point.init, point.encoder) for point in points}
+    makers = {init for _, init, _ in inits}
+    encoders = sorted({encoder for _, _, encoder in inits})
+    if "chexpert" in makers:
+        inits |= {("encoder_classifier.init", config.encoder_classifier.init, encoder) for encoder in encoders}
+    if "moco" in makers:
+        inits |= {("moco.init", config.moco.init, encoder) for encoder in encoders}
+    if any(point.p < 1 for point in points):
+        inits.add(("classifier.init", config.classifier.init, config.classifier.architecture))
+    if any(point.method == "irnet" for point in points):
+        inits.add(("irnet.encoder", config.irnet.encoder, "resnet50"))
+    files = {}
+    for field, init, architecture in sorted(inits):
+        if init == "imagenet" and architecture in config.pretraining.imagenet_files:
+            files[config.pretraining.imagenet_files[architecture]] = f"pretraining.imagenet_files.{architecture}"
+        elif init not in MADE_HERE:
+            files[init] = field
+    return files
 
 
-def encoder_hash(config: StudyConfig) -> dict[str, str]:
-    """sha256 of that file, as `irnet_encoder`; empty when there is none."""
-    name = encoder_file(config)
-    if name is None:
-        return {}
-    filesystem, path = open_filesystem(name, "irnet.encoder")
-    try:
-        with filesystem.open_input_file(path) as stream:
-            return {"irnet_encoder": hashlib.sha256(stream.read()).hexdigest()}
-    except OSError:
-        raise InputError(f"irnet.encoder={name}: is no file that can be read: name random, imagenet, or a file of ResNet50 weights") from None
+def hash_encoder_files(config: StudyConfig) -> dict[str, str]:
+    """sha256 of each of those files, by its path.
+
+    Raises:
+        InputError: one of them cannot be read; names the field.
+    """
+    out = {}
+    for path, field in encoder_files(config).items():
+        filesystem, where = open_filesystem(path, field)
+        try:
+            with filesystem.open_input_file(where) as stream:
+                out[path] = hashlib.sha256(stream.read()).hexdigest()
+        except OSError:
+            names = "random or imagenet" if field != "sweep.init" else "random, imagenet, moco or chexpert"
+            raise InputError(f"{field}={path}: is no file that can be read: name {names}, or a file of encoder weights") from None
+    return out
 
 
 def load_study(config: StudyConfig) -> tuple[Study, Source | None]:
     """The graph of a config, with its sources read and hashed."""
     source = open_source(config)
-    return study_graph(config, source_hashes(config, source) | encoder_hash(config)), source
+    return study_graph(config, source_hashes(config, source), hash_encoder_files(config)), source
+
+
+def load_plan(config: StudyConfig) -> tuple[Study, list[str]]:
+    """The graph of a config whose data or files of weights may be elsewhere, for its plan; and what is not there, in words.
+
+    A file that is not there is taken as one of unknown content: nothing that is made from it counts as built.
+    """
+    absent = []
+    try:
+        sources = source_hashes(config, open_source(config))
+    except InputError as error:
+        absent.append(str(error))
+        sources = {field: f"absent {getattr(config.data, field)}" for field in SOURCE_FIELDS if config.data.root}
+    try:
+        files = hash_encoder_files(config)
+    except InputError as error:
+        absent.append(str(error))
+        files = {path: f"absent {path}" for path in encoder_files(config)}
+    return study_graph(config, sources, files), absent
+
+
+def trial_resources(config: StudyConfig, weak_n: int) -> TrainResources:
+    """What the trial of a point with that many weak images asks for."""
+    c = config.compute.segmentation
+    return TrainResources(for_weak_n(c.num_workers, weak_n), for_weak_n(c.num_cpus, weak_n), for_weak_n(c.num_gpus, weak_n), c.threads)
 
 
 def make_execution(config: StudyConfig, source: Source | None, start_ray: Callable[[], None], store: Store) -> Execution:
     """How this config runs its steps."""
     compute = config.compute
-    segmentation = compute.segmentation
     return Execution(
         source=source,
         files={field: getattr(config.data, field) for field in SOURCE_FIELDS},
-        encoder_file=encoder_file(config),
+        encoder_files=hash_encoder_files(config),
+        download=config.pretraining.download,
         max_reject_fraction=config.data.max_reject_fraction,
         allow_expert_rejects=config.data.allow_expert_rejects,
         images_cpus=compute.images.num_cpus,
         pseudo_masks_cpus=compute.pseudo_masks.num_cpus,
         cams=ActorResources(**compute.cams.model_dump()),
         classifier=TrainResources(**compute.classifier.model_dump()),
+        moco=TrainResources(**compute.moco.model_dump()),
         irnet=TrainResources(**compute.irnet.model_dump()),
         propagation=ActorResources(**compute.propagation.model_dump()),
-        segmentation=TrainResources(num_workers=0, **segmentation.model_dump()),
+        segmentation=trial_resources(config, 0),
         state_seconds=compute.state_seconds,
         train_storage=store.root if "://" in store.root else f"{store.root}/.ray",
         start_ray=start_ray,
@@ -199,71 +248,27 @@ def prepare(config: StudyConfig, study: Study, source: Source | None, store: Sto
     for step in study.upstream():
         if step.name == "encoder":
             build(step, store, execution)
+    _check_networks(config)
     if source is not None:
         from chexseg_ray.stages.manifest import check_sources
 
-        check_sources(source, execution.files, config.data.pathologies)
+        check_sources(source, execution.files, config.data.pathologies, config.data.columns)
     rows = {step.config["split"]: build(step, store, execution).rows for step in study.upstream() if step.name == "manifest"}
-    asked = {"weak": ("weak_n", config.sweep.weak_n), "expert_train": ("num_expert", config.sweep.num_expert)}
+    asked = {"weak": ("weak_n", config.sweep.every("weak_n")), "expert_train": ("num_expert", config.sweep.every("num_expert"))}
     for split, (field, sizes) in asked.items():
         too_large = [n for n in sizes if n is not None and n > rows.get(split, n)]
         if too_large:
             raise InputError(f"sweep.{field}={too_large[0]} exceeds the {rows[split]} images of the split {split!r}: choose a smaller one")
 
 
-@dataclass(frozen=True)
-class PlannedStep:
-    """A step of the plan; `why` is empty for a hit, `seconds` is of one CPU thread."""
+def _check_networks(config: StudyConfig) -> None:
+    """The paper's network is known to work, and smp takes 6 s to import: another one is tried on empty images."""
+    section = config.segmentation
+    others = [pair for pair in product(section.architectures, section.encoders) if pair != PAPER_NETWORK]
+    if others:
+        from chexseg_ray.stages.segmentation import check_networks
 
-    step: Step
-    built: bool
-    why: str
-    flops: float
-    seconds: float
-
-
-def plan(study: Study, store: Store, config: StudyConfig) -> list[PlannedStep]:
-    """Every step of the study with its state, inputs first."""
-    out = []
-    records: dict[str, list[Record]] = {}
-    sizes = _split_sizes(study, store, config)
-    for step in study.steps():
-        built = store.find(step) is not None
-        if not built and step.name not in records:
-            records[step.name] = store.records(step.name)
-        why = "" if built else _why(step, records[step.name])
-        flops = step_flops(step, sizes)
-        seconds = flops / config.compute.flops_per_second + (0.005 * sum(sizes.values()) if not flops else 0.0)
-        out.append(PlannedStep(step, built, why, flops, seconds))
-    return out
-
-
-def _split_sizes(study: Study, store: Store, config: StudyConfig) -> dict[str, int]:
-    phantom = config.data.phantom
-    sizes = {} if config.data.root else {"weak": round(1.7 * phantom.num_train_patients), "test": phantom.num_test_images}
-    for step in study.upstream():
-        if step.name == "manifest" and (record := store.find(step)):
-            sizes[step.config["split"]] = record.rows
-    return sizes
-
-
-def _why(step: Step, records: list[Record]) -> str:
-    nearest = differing_fields(step, records)
-    if nearest is None:
-        return "never built"
-    return f"{', '.join(nearest[1][:4])} differ{'s' if len(nearest[1]) == 1 else ''} from {nearest[0]}"
-
-
-def print_plan(planned: list[PlannedStep], labels: Mapping[str, str]) -> None:
-    """One line a step: hit or miss, its address, why it misses, its cost."""
-    for item in planned:
-        label = labels.get(item.step.address, item.step.config.get("split", item.step.config.get("architecture", "")))
-        state = "hit " if item.built else "miss"
-        cost = "" if item.built else f"  [{item.flops / 1e12:.2f} TFLOP, about {item.seconds:.0f} s of one CPU thread]"
-        say(f"{state} {item.step.address:<28} {label}{'  ' + item.why if item.why else ''}{cost}")
-    missing = [item for item in planned if not item.built]
-    total = sum(item.seconds for item in missing)
-    say(f"{len(planned) - len(missing)} hits, {len(missing)} misses, {sum(i.flops for i in missing) / 1e12:.1f} TFLOP, about {total:.0f} s")
+        check_networks(others, config.data.image_size, section.model_dump())
 
 
 @contextmanager

@@ -41,6 +41,10 @@ Split = Literal["weak", "expert_train", "validation"]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 ByWeakN = Annotated[dict[Seed, Positive], Field(strict=False)]
 RateByWeakN = Annotated[dict[Seed, LearningRate], Field(strict=False)]
+Resource = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+Normalisation = Literal["imagenet", "chexpert"]
+OneOrMore = Annotated[str, Field(min_length=1)] | Names
 
 
 class PhantomConfig(_Section):
@@ -59,6 +63,7 @@ class DataConfig(_Section):
     root: str | None
     licence: str | None
     pathologies: Names
+    columns: Annotated[dict[str, str], Field(strict=False)]
     weak_csv: str | None
     expert_csv: str | None
     expert_masks: str | None
@@ -77,6 +82,10 @@ class DataConfig(_Section):
 
     @model_validator(mode="after")
     def _sources_fit(self) -> Self:
+        known = ("Path", "Patient", "Frontal/Lateral", *self.pathologies)
+        unknown = [name for name in self.columns if name not in known]
+        if unknown:
+            raise ValueError(f"columns names {unknown[0]!r}: it maps Path, Patient, Frontal/Lateral and data.pathologies to the names in the files")
         if (self.expert_csv is None) != (self.expert_masks is None):
             raise ValueError("expert_csv and expert_masks go together: name both, or neither")
         if (self.test_csv is None) != (self.test_masks is None):
@@ -90,17 +99,18 @@ class DataConfig(_Section):
         return self
 
 
-class ClassifierConfig(_Section):
-    """One image-level classifier (paper section 3.3.1)."""
+class EncoderClassifierConfig(_Section):
+    """The image-level classifier whose trunk is init `chexpert`; its network is the segmentation encoder (paper section 3.3.1)."""
 
-    architecture: Literal["densenet121", "resnet18"]
+    init: str
     uncertainty: Literal["ignore", "zeros", "ones", "threeclass"]
     blanks: Literal["zeros", "ignore"]
-    normalisation: Literal["imagenet", "chexpert"]
+    normalisation: Normalisation
     train_splits: Annotated[tuple[Split, ...], Field(strict=False)]
     validation_splits: Annotated[tuple[Split, ...], Field(strict=False)]
     selection_pathologies: Names
     batch_size: Annotated[int, Field(ge=2)]
+    num_replicas: Positive
     learning_rate: LearningRate
     num_updates: Positive
     validate_every: Positive
@@ -113,6 +123,50 @@ class ClassifierConfig(_Section):
         both = [split for split in self.train_splits if split in self.validation_splits]
         if both:
             raise ValueError(f"train_splits and validation_splits both name {both[0]!r}: a checkpoint is not chosen on its training images")
+        return self
+
+
+class ClassifierConfig(EncoderClassifierConfig):
+    """The image-level classifier that CAMs are made with."""
+
+    architecture: Literal["densenet121", "resnet18"]
+
+
+class PretrainingConfig(_Section):
+    """Encoder weights from outside. `imagenet_files`: a file or URI for an encoder's name; an encoder that is not named is looked for in
+    the caches of torchvision and smp, and downloaded when `download` says so. `normalisation`: of a file that does not say, by its path."""
+
+    imagenet_files: Annotated[dict[str, str], Field(strict=False)]
+    normalisation: Annotated[dict[str, Normalisation], Field(strict=False)]
+    download: bool
+
+
+class MocoConfig(_Section):
+    """MoCo v2 on X-rays (MoCo-CXR), for init `moco`; its network is the segmentation encoder."""
+
+    init: str
+    normalisation: Normalisation
+    train_splits: Annotated[tuple[Split, ...], Field(strict=False)]
+    queue_size: Positive
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    dimensions: Positive
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)]
+    min_crop: Annotated[float, Field(gt=0, le=1)]
+    batch_size: Annotated[int, Field(ge=2)]
+    num_replicas: Positive
+    learning_rate: LearningRate
+    milestones: Annotated[tuple[Positive, ...], Field(strict=False)]
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    num_updates: Positive
+    seed: Seed
+
+    _check = field_validator("train_splits")(_unique)
+
+    @model_validator(mode="after")
+    def _queue_fits(self) -> Self:
+        if self.queue_size % self.batch_size:
+            raise ValueError(f"queue_size={self.queue_size} is no multiple of batch_size={self.batch_size}")
         return self
 
 
@@ -153,7 +207,7 @@ class IrnetConfig(_Section):
     """IRNet and the propagation of CAMs with it (paper appendix A.2 and B.1)."""
 
     encoder: str
-    normalisation: Literal["imagenet", "chexpert"]
+    normalisation: Normalisation
     foreground: Annotated[float, Field(gt=0, lt=1)]
     background: Fraction
     radius: Annotated[int, Field(ge=2)]
@@ -190,13 +244,17 @@ class IrnetConfig(_Section):
 
 
 class SegmentationConfig(_Section):
-    """DeepLabv3+ on a mix of expert and pseudo masks (paper section 3.3.2)."""
+    """A network of smp on a mix of expert and pseudo masks (paper section 3.3.2: DeepLabv3+ on ResNet18).
 
-    encoder: Literal["resnet18"]
+    `architecture` and `encoder` are a name or a list, which is one more axis of the sweep. output_stride and atrous_rates are DeepLab's."""
+
+    architecture: OneOrMore
+    encoder: OneOrMore
     output_stride: Literal[8, 16]
     atrous_rates: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
-    normalisation: Literal["imagenet", "chexpert"]
+    normalisation: Normalisation
     batch_size: Annotated[int, Field(ge=2)]
+    num_replicas: Positive
     learning_rate: LearningRate | RateByWeakN
     num_updates: Positive | ByWeakN
     num_validations: Positive
@@ -206,19 +264,59 @@ class SegmentationConfig(_Section):
     checkpoint: Literal["best", "last"]
     min_positives: Positive
 
+    @field_validator("architecture", "encoder")
+    @classmethod
+    def _names(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        return value if isinstance(value, str) else _unique(value)
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        return (self.architecture,) if isinstance(self.architecture, str) else self.architecture
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        return (self.encoder,) if isinstance(self.encoder, str) else self.encoder
+
+
+Methods = Annotated[tuple[Literal["gradcam", "irnet"], ...], Field(strict=False)]
+Ps = Annotated[tuple[Fraction, ...], Field(strict=False)]
+WeakNs = Annotated[tuple[Positive, ...], Field(strict=False)]
+NumExperts = Annotated[tuple[Positive | None, ...], Field(strict=False)]
+
+
+class GridConfig(_Section):
+    """One more grid of sweep points; an axis that it leaves out is the sweep's own."""
+
+    method: Methods | None = None
+    p: Ps | None = None
+    init: Names | None = None
+    weak_n: WeakNs | None = None
+    num_expert: NumExperts | None = None
+
+    @field_validator("method", "p", "init", "weak_n", "num_expert")
+    @classmethod
+    def _values(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        return None if values is None else _unique(values)
+
 
 class SweepConfig(_Section):
-    """The grid of sweep points; each list is one axis."""
+    """The grid of sweep points, each list one axis; and the grids that `also` adds."""
 
-    method: Annotated[tuple[Literal["gradcam", "irnet"], ...], Field(strict=False)]
-    p: Annotated[tuple[Fraction, ...], Field(strict=False)]
-    init: Annotated[tuple[Literal["random", "chexpert"], ...], Field(strict=False)]
-    weak_n: Annotated[tuple[Positive, ...], Field(strict=False)]
-    num_expert: Annotated[tuple[Positive | None, ...], Field(strict=False)]
+    method: Methods
+    p: Ps
+    init: Names
+    weak_n: WeakNs
+    num_expert: NumExperts
     trials: Positive
     seed: Seed
+    also: Annotated[tuple[GridConfig, ...], Field(strict=False)]
 
     _check = field_validator("method", "p", "init", "weak_n", "num_expert")(_unique)
+
+    def every(self, axis: str) -> tuple[Any, ...]:
+        """All values of an axis in any of the grids, each once."""
+        values = [getattr(self, axis), *(getattr(grid, axis) or () for grid in self.also)]
+        return tuple(dict.fromkeys(value for own in values for value in own))
 
 
 class ReportConfig(_Section):
@@ -244,15 +342,6 @@ class ActorCompute(_Section):
     max_actors: Positive
 
 
-class TrainCompute(_Section):
-    """What one training asks for; 0 workers is Ray Train's local mode, in the calling process."""
-
-    num_workers: Literal[0, 1]
-    num_cpus: Annotated[float, Field(gt=0)]
-    num_gpus: Annotated[float, Field(ge=0)]
-    threads: Positive
-
-
 class DataParallelCompute(_Section):
     """What each worker of one training asks for; several share a batch. 0 workers is Ray Train's local mode."""
 
@@ -263,11 +352,26 @@ class DataParallelCompute(_Section):
 
 
 class TrialCompute(_Section):
-    """What each trial of the sweep asks for; it trains in its own process, without workers."""
+    """What each trial of the sweep asks for: numbers, or mappings from weak_n (a p = 1 point takes the smallest's).
 
-    num_cpus: Annotated[float, Field(gt=0)]
-    num_gpus: Annotated[float, Field(ge=0)]
+    With 0 workers it trains in its own process; with more, each worker asks for num_cpus and num_gpus."""
+
+    num_workers: Count | Annotated[dict[Seed, Count], Field(strict=False)]
+    num_cpus: Annotated[float, Field(gt=0)] | Annotated[dict[Seed, Annotated[float, Field(gt=0)]], Field(strict=False)]
+    num_gpus: Resource | Annotated[dict[Seed, Resource], Field(strict=False)]
     threads: Positive
+
+
+class RatesConfig(_Section):
+    """What the plan reckons with. FLOP rates are sustained ones, per GPU and per CPU thread; prices are per hour, in `currency`."""
+
+    gpu_flops_per_second: Annotated[float, Field(gt=0)]
+    cpu_flops_per_second: Annotated[float, Field(gt=0)]
+    decode_seconds: Annotated[float, Field(gt=0)]
+    gpu_hour: Resource
+    cpu_hour: Resource
+    currency: str
+    images: Annotated[dict[Literal["weak", "expert_train", "validation", "test"], Count], Field(strict=False)]
 
 
 class ComputeConfig(_Section):
@@ -276,13 +380,14 @@ class ComputeConfig(_Section):
     images: TaskCompute
     pseudo_masks: TaskCompute
     cams: ActorCompute
-    classifier: TrainCompute
+    classifier: DataParallelCompute
+    moco: DataParallelCompute
     irnet: DataParallelCompute
     propagation: ActorCompute
     segmentation: TrialCompute
     max_failures: Annotated[int, Field(ge=0)]
     state_seconds: Annotated[float, Field(ge=0)]
-    flops_per_second: Annotated[float, Field(gt=0)]
+    rates: RatesConfig
     dashboard: bool
 
 
@@ -297,7 +402,9 @@ class StudyConfig(_Section):
 
     data: DataConfig
     classifier: ClassifierConfig
-    encoder_classifier: ClassifierConfig
+    encoder_classifier: EncoderClassifierConfig
+    pretraining: PretrainingConfig
+    moco: MocoConfig
     cams: CamsConfig
     irnet: IrnetConfig
     pseudo_masks: PseudoMasksConfig
@@ -310,37 +417,59 @@ class StudyConfig(_Section):
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
         self._check_sources()
-        for name in ("learning_rate", "num_updates"):
-            value = getattr(self.segmentation, name)
-            missing = [n for n in self.sweep.weak_n if n not in value] if isinstance(value, dict) else []
-            if missing:
-                raise ValueError(f"segmentation.{name} has no value for weak_n {missing[0]}: add it to the mapping")
-        for section in ("classifier", "encoder_classifier"):
-            unknown = [n for n in getattr(self, section).selection_pathologies if n not in self.data.pathologies]
+        sizes = self.sweep.every("weak_n")
+        compute = self.compute.segmentation
+        for where, section, names in (("segmentation", self.segmentation, ("learning_rate", "num_updates")),
+                                      ("compute.segmentation", compute, ("num_workers", "num_cpus", "num_gpus"))):  # fmt: skip
+            for name in names:
+                value = getattr(section, name)
+                missing = [n for n in sizes if n not in value] if isinstance(value, dict) else []
+                if missing:
+                    raise ValueError(f"{where}.{name} has no value for weak_n {missing[0]}: add it to the mapping")
+        for name in ("classifier", "encoder_classifier"):
+            unknown = [n for n in getattr(self, name).selection_pathologies if n not in self.data.pathologies]
             if unknown:
-                raise ValueError(f"{section}.selection_pathologies names {unknown[0]!r}, which data.pathologies lacks")
+                raise ValueError(f"{name}.selection_pathologies names {unknown[0]!r}, which data.pathologies lacks")
         if self.classifier.architecture != "densenet121":
             if self.cams.fine_grid:
                 raise ValueError("cams.fine_grid leaves out DenseNet121's last pooling: set classifier.architecture=densenet121")
             if self.cams.variant == "pre_relu":
                 raise ValueError("cams.variant=pre_relu is DenseNet121's norm5: set classifier.architecture=densenet121")
-        if "chexpert" in self.sweep.init and self.encoder_classifier.architecture != self.segmentation.encoder:
-            raise ValueError("sweep.init names chexpert: encoder_classifier.architecture must equal segmentation.encoder")
+        self._check_inits()
         for stage in ("cams", "propagation"):
             if getattr(self.compute, stage).max_actors < getattr(self.compute, stage).min_actors:
                 raise ValueError(f"compute.{stage}.max_actors is below min_actors")
         if self.irnet.batch_size % max(1, self.compute.irnet.num_workers):
             raise ValueError(f"irnet.batch_size={self.irnet.batch_size} is no multiple of compute.irnet.num_workers={self.compute.irnet.num_workers}")
+        self._check_replicas()
         return self
 
+    def _check_inits(self) -> None:
+        for name in ("classifier", "encoder_classifier", "moco"):
+            init = getattr(self, name).init
+            if init in ("chexpert", "moco"):
+                raise ValueError(f"{name}.init={init}: the weights are made by this study; begin with random, imagenet or a file")
+
+    def _check_replicas(self) -> None:
+        """A batch is split into num_replicas parts, over 0, 1 or that many workers."""
+        computes = {"classifier": "classifier", "encoder_classifier": "classifier", "moco": "moco", "segmentation": "segmentation"}
+        for name, stage in computes.items():
+            section, workers = getattr(self, name), getattr(self.compute, stage).num_workers
+            if section.batch_size % section.num_replicas or (section.num_replicas > 1 and section.batch_size // section.num_replicas < 2):
+                raise ValueError(f"{name}.batch_size={section.batch_size} cannot be split into num_replicas={section.num_replicas} of two or more")
+            wrong = [n for n in (workers.values() if isinstance(workers, dict) else [workers]) if n not in (0, 1, section.num_replicas)]
+            if wrong:
+                raise ValueError(f"compute.{stage}.num_workers={wrong[0]} must be 0, 1 or {name}.num_replicas={section.num_replicas}")
+
     def _check_sources(self) -> None:
-        mixed = [p for p in self.sweep.p if 0 < p < 1]
-        weak = any(p < 1 for p in self.sweep.p)
-        if self.data.weak_csv is None and (weak or "chexpert" in self.sweep.init):
+        every = self.sweep.every("p")
+        mixed = [p for p in every if 0 < p < 1]
+        weak = any(p < 1 for p in every)
+        if self.data.weak_csv is None and (weak or "chexpert" in self.sweep.every("init")):
             raise ValueError("data.weak_csv is null, but sweep.p below 1 and sweep.init chexpert need weakly labelled images")
         if self.data.expert_csv is not None:
             return
-        if mixed or 1.0 in self.sweep.p:
+        if mixed or 1.0 in every:
             raise ValueError(f"data.expert_csv is null, but sweep.p={[*mixed, 1.0][0]} needs expert masks: name them or set sweep.p=[0]")
         if self.pseudo_masks.thresholds == "tuned" or self.segmentation.thresholds == "tuned" or self.segmentation.checkpoint == "best":
             raise ValueError(

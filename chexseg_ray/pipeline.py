@@ -10,14 +10,18 @@ from itertools import product
 from typing import Any
 
 from chexseg_ray.artifacts import Step
-from chexseg_ray.config import ClassifierConfig, StudyConfig, for_weak_n
+from chexseg_ray.config import ClassifierConfig, EncoderClassifierConfig, GridConfig, StudyConfig, SweepConfig, for_weak_n
 
 EXPERT_SPLITS = ("expert_train", "validation")
 
+PAPER_NETWORK = ("deeplabv3plus", "resnet18")  # not named in a point's label
+MADE_HERE = ("random", "imagenet", "moco", "chexpert")  # any other init is the path of a file
+DEEPLABS = ("deeplabv3", "deeplabv3plus")
+
 # bumped when the algorithm of a step changes its numbers
 VERSIONS = {
-    "phantom": 1, "manifest": 1, "images": 1, "encoder": 1, "classifier": 1, "cams": 1, "irnet": 1, "propagation": 1, "pseudo_masks": 1,
-    "segmentation": 1, "evaluation": 1,
+    "phantom": 1, "manifest": 1, "images": 1, "encoder": 2, "classifier": 2, "moco": 1, "cams": 1, "irnet": 1, "propagation": 1, "pseudo_masks": 1,
+    "segmentation": 2, "evaluation": 1,
 }  # fmt: skip
 
 
@@ -30,6 +34,8 @@ class SweepPoint:
     init: str
     weak_n: int
     num_expert: int | None
+    architecture: str
+    encoder: str
     trial: int
 
     def canonical(self) -> "SweepPoint":
@@ -41,6 +47,7 @@ class SweepPoint:
         parts = [self.method or "expert", f"p={self.p}", f"init={self.init}"]
         parts += [f"weak_n={self.weak_n}"] if self.weak_n else []
         parts += [f"num_expert={self.num_expert}"] if self.num_expert is not None else []
+        parts += [f"{self.architecture}/{self.encoder}"] if (self.architecture, self.encoder) != PAPER_NETWORK else []
         return " ".join([*parts, f"trial={self.trial}"])
 
 
@@ -67,21 +74,22 @@ def _step(name: str, config: Mapping[str, Any], **inputs: Step) -> Step:
     return Step(name, VERSIONS[name], config, inputs)
 
 
-def study_graph(config: StudyConfig, sources: Mapping[str, str]) -> Study:
+def study_graph(config: StudyConfig, sources: Mapping[str, str], encoder_files: Mapping[str, str] | None = None) -> Study:
     """The graph of a study.
 
     Args:
         config: the parsed config.
-        sources: sha256 of each CSV and JSON source by its field of `data` (weak_csv, expert_masks, ...), none for the phantom; and of
-            the file that irnet.encoder names, as `irnet_encoder`.
+        sources: sha256 of each CSV and JSON source by its field of `data` (weak_csv, expert_masks, ...), none for the phantom.
+        encoder_files: sha256 of each file of encoder weights that the config names, by its path.
     """
-    return _Graph(config, sources).study()
+    return _Graph(config, sources, encoder_files or {}).study()
 
 
 class _Graph:
-    def __init__(self, config: StudyConfig, sources: Mapping[str, str]) -> None:
+    def __init__(self, config: StudyConfig, sources: Mapping[str, str], encoder_files: Mapping[str, str]) -> None:
         self.config = config
         self.sources = sources
+        self.encoder_files = encoder_files
         phantom = config.data.phantom.model_dump(mode="json")
         self.phantom = {"phantom": _step("phantom", phantom)} if config.data.root is None else {}
 
@@ -97,6 +105,7 @@ class _Graph:
         if not own_test and split != "weak":
             shared |= {"num_validation": data.num_validation, "num_test": data.num_test, "split_seed": data.split_seed}
         # the phantom's files are named by its own step, a user's by their content
+        shared |= {"columns": dict(data.columns)} if data.columns else {}
         identity = {"files": [getattr(data, f) for f in fields]} if self.phantom else {"sha256": {f: self.sources[f] for f in fields}}
         return _step("manifest", {**shared, **identity}, **self.phantom)
 
@@ -110,17 +119,43 @@ class _Graph:
                 out[f"manifest_{split}"], out[f"images_{split}"] = self.manifest(split), self.images(split)
         return out
 
-    def classifier(self, section: ClassifierConfig) -> Step:
-        config = section.model_dump(mode="json")
-        config |= {"pathologies": list(self.config.data.pathologies), "size": self.config.data.image_size}
-        return _step("classifier", config, **self._split_inputs(*section.train_splits, *section.validation_splits))
+    def encoder(self, init: str, architecture: str) -> dict[str, Step]:
+        """What makes the weights of an initialisation: nothing for random, a training of this study, or a file."""
+        if init == "random":
+            return {}
+        if init == "chexpert":
+            return {"encoder": self.classifier(self.config.encoder_classifier, architecture)}
+        if init == "moco":
+            return {"encoder": self.moco(architecture)}
+        path = self.config.pretraining.imagenet_files.get(architecture) if init == "imagenet" else init
+        if path is None:
+            return {"encoder": _step("encoder", {"architecture": architecture, "source": "imagenet"})}
+        statistics = "imagenet" if init == "imagenet" else self.config.pretraining.normalisation.get(path)
+        own: dict[str, Any] = {"normalisation": statistics} if statistics else {}
+        own |= {"architecture": architecture, "source": "file", "sha256": self.encoder_files[path], "pathologies": list(self.config.data.pathologies)}
+        return {"encoder": _step("encoder", own)}
+
+    def classifier(self, section: EncoderClassifierConfig, architecture: str) -> Step:
+        config = section.model_dump(mode="json", exclude={"init"})
+        config |= {"architecture": architecture, "pathologies": list(self.config.data.pathologies), "size": self.config.data.image_size}
+        inputs = self._split_inputs(*section.train_splits, *section.validation_splits)
+        return _step("classifier", config, **inputs, **self.encoder(section.init, architecture))
+
+    def cam_classifier(self) -> Step:
+        section: ClassifierConfig = self.config.classifier
+        return self.classifier(section, section.architecture)
+
+    def moco(self, architecture: str) -> Step:
+        section = self.config.moco
+        config = section.model_dump(mode="json", exclude={"init"}) | {"architecture": architecture, "size": self.config.data.image_size}
+        return _step("moco", config, **self._split_inputs(*section.train_splits), **self.encoder(section.init, architecture))
 
     def cams(self) -> Step:
         """Of the weak images, and of the expert training images when thresholds are tuned on them: one pass, one set of actors."""
         config: dict[str, Any] = {**self.config.cams.model_dump(mode="json"), "pathologies": list(self.config.data.pathologies)}
         config["splits"] = ["weak", *(["expert_train"] if self.config.pseudo_masks.thresholds == "tuned" else [])]
         images = {f"images_{split}": self.images(split) for split in config["splits"]}
-        return _step("cams", config, classifier=self.classifier(self.config.classifier), **images)
+        return _step("cams", config, classifier=self.cam_classifier(), **images)
 
     def _gate(self) -> dict[str, Any]:
         section = self.config.pseudo_masks
@@ -132,16 +167,7 @@ class _Graph:
         config = self.config.irnet.model_dump(mode="json", exclude=inference)
         config |= {"pathologies": list(self.config.data.pathologies), "size": self.config.data.image_size, **self._gate()}
         inputs = {"cams": self.cams(), "images_weak": self.images("weak"), "manifest_weak": self.manifest("weak")}
-        return _step("irnet", config, **inputs, **self._irnet_encoder())
-
-    def _irnet_encoder(self) -> dict[str, Step]:
-        name = self.config.irnet.encoder
-        if name == "random":
-            return {}
-        identity = (
-            {"source": "imagenet", "weights": "IMAGENET1K_V1"} if name == "imagenet" else {"source": "file", "sha256": self.sources["irnet_encoder"]}
-        )
-        return {"encoder": _step("encoder", {"architecture": "resnet50", **identity})}
+        return _step("irnet", config, **inputs, **self.encoder(self.config.irnet.encoder, "resnet50"))
 
     def propagation(self) -> Step:
         """The CAMs of the same splits, propagated."""
@@ -181,11 +207,13 @@ class _Graph:
 
     def segmentation(self, point: SweepPoint) -> Step:
         section = self.config.segmentation
-        config = section.model_dump(mode="json", exclude={"learning_rate", "num_updates", "fixed_threshold", "min_positives"})
+        elsewhere = {"learning_rate", "num_updates", "min_positives", *(() if point.architecture in DEEPLABS else ("output_stride", "atrous_rates"))}
+        config = section.model_dump(mode="json", exclude=elsewhere)
         if section.thresholds == "tuned" or section.checkpoint == "best":
             config["min_positives"] = section.min_positives
         config |= {
-            "fixed_threshold": section.fixed_threshold,
+            "architecture": point.architecture,
+            "encoder": point.encoder,
             "learning_rate": for_weak_n(section.learning_rate, point.weak_n),
             "num_updates": for_weak_n(section.num_updates, point.weak_n),
             "pathologies": list(self.config.data.pathologies),
@@ -193,16 +221,14 @@ class _Graph:
             "p": point.p,
             "weak_n": point.weak_n,
             "num_expert": point.num_expert,
-            "init": point.init,
+            "init": point.init if point.init in MADE_HERE else "file",
             "trial": point.trial,
             "sweep_seed": self.config.sweep.seed,
         }
         inputs = self._split_inputs(*EXPERT_SPLITS)
         if point.p < 1:
             inputs |= {"pseudo_masks": self.pseudo_masks(point), "images_weak": self.images("weak")}
-        if point.init == "chexpert":
-            inputs["encoder"] = self.classifier(self.config.encoder_classifier)
-        return _step("segmentation", config, **inputs)
+        return _step("segmentation", config, **inputs, **self.encoder(point.init, point.encoder))
 
     def evaluation(self, point: SweepPoint) -> Step:
         inputs = {"segmentation": self.segmentation(point), **self._split_inputs("test")}
@@ -210,8 +236,21 @@ class _Graph:
 
 
 def sweep_points(config: StudyConfig) -> list[SweepPoint]:
-    """The canonical points of the grid, each once, in the config's order with trials innermost."""
+    """The canonical points of all grids, each once, in the config's order with trials innermost."""
+    return list(dict.fromkeys(point.canonical() for point in named_points(config)))
+
+
+def named_points(config: StudyConfig) -> list[SweepPoint]:
+    """The points as the grids name them, some of them the same training."""
     s = config.sweep
-    grid = product(s.method, s.init, s.weak_n, s.num_expert, s.p, range(s.trials))
-    points = (SweepPoint(m, p, i, n, e, t).canonical() for m, i, n, e, p, t in grid)
-    return list(dict.fromkeys(points))
+    return [point for grid in [s, *(_completed(s, grid) for grid in s.also)] for point in _product(grid, config)]
+
+
+def _completed(sweep: SweepConfig, grid: GridConfig) -> SweepConfig:
+    return sweep.model_copy(update={axis: values for axis, values in grid if values is not None})
+
+
+def _product(s: SweepConfig, config: StudyConfig) -> list[SweepPoint]:
+    networks = config.segmentation.architectures, config.segmentation.encoders
+    grid = product(s.method, *networks, s.init, s.weak_n, s.num_expert, s.p, range(s.trials))
+    return [SweepPoint(m, p, i, n, e, a, b, t) for m, a, b, i, n, e, p, t in grid]

@@ -1,29 +1,24 @@
-"""The grid of sweep points as Ray Tune trials, and the run of a whole study. Tune schedules; the store is the truth."""
+"""The run of a whole study: shared upstream in the driver, then the missing points as trials, then the report."""
 
 import importlib
-import json
 import logging
 import os
 import shutil
 import tempfile
 import threading
 import time
-import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 from chexseg_ray.artifacts import Record, Step, Store
-from chexseg_ray.build import build, claim, load_study, make_execution, plan, prepare, print_plan
+from chexseg_ray.build import build, claim, load_plan, load_study, make_execution, prepare, trial_resources
 from chexseg_ray.config import StudyConfig
-from chexseg_ray.errors import InputError
 from chexseg_ray.pipeline import Study, SweepPoint
-from chexseg_ray.progress import say, track
+from chexseg_ray.plan import plan, print_plan
+from chexseg_ray.progress import say
 from chexseg_ray.report.page import write_report
 from chexseg_ray.stages.execution import Execution
-
-TRIAL_STEPS = frozenset({"segmentation", "evaluation"})
+from chexseg_ray.trials import TRIAL_STEPS, already_running, run_points
 
 
 def run_study(config: StudyConfig, plan_only: bool = False) -> int:
@@ -35,11 +30,14 @@ def run_study(config: StudyConfig, plan_only: bool = False) -> int:
     start = time.monotonic()
     store = Store.open(config.store.root)
     say(f"store: {store.root}")
+    if plan_only:
+        study, absent = load_plan(config)
+        print_plan(plan(study, store, config), study, config)
+        for fault in absent:
+            say(f"note: {fault} (nothing made from what is not there counts as built)")
+        return 0
     study, source = load_study(config)
     planned = plan(study, store, config)
-    if plan_only:
-        print_plan(planned, {step.address: point.label for point, step in study.points})
-        return 0
     missing = [item for item in planned if not item.built]
     failed: list[SweepPoint] = []
     if missing:
@@ -63,7 +61,7 @@ def _announce(config: StudyConfig, study: Study, store: Store, missing: list[Ste
     points = sum(store.find(step) is None for _, step in study.points)
     names = [step.name for step in missing if step.name not in TRIAL_STEPS]
     upstream = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"
-    parallel = max(1.0, min(points, _cpus() / config.compute.segmentation.num_cpus))
+    parallel = max(1.0, min(points, _cpus() / trial_resources(config, 0).num_cpus))
     trials = sum(item.seconds for item in plan(study, store, config) if not item.built and item.step.name in TRIAL_STEPS)
     minutes = (seconds - trials + trials / parallel + 30) / 60
     say(f"to build: {upstream}; {points} of {len(study.points)} sweep points; roughly {minutes:.0f} min on {_cpus()} CPUs")
@@ -123,11 +121,7 @@ def _build_all(config: StudyConfig, study: Study, store: Store, execution: Execu
     execution.start_ray()
     with _scratch() as folder:
         shared = _share_pool(study, store, [step for _, step in waiting])
-        return _fit(config, waiting, store, replace(execution, shared=shared, start_ray=_already_running), folder)
-
-
-def _already_running() -> None:
-    """Trials run inside Ray: nothing to start. (A function by name, so that it pickles.)"""
+        return run_points(config, waiting, store, replace(execution, shared=shared, start_ray=already_running), folder)
 
 
 class _scratch:
@@ -179,96 +173,3 @@ def _share_pool(study: Study, store: Store, waiting: list[Step]) -> dict[str, An
             size = record.config["size"]
             put(f"{address}/masks", load_masks(store, record, size, ids_wanted))
     return shared
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    point: SweepPoint
-    step: Step
-
-
-def _fit(config: StudyConfig, waiting: list[tuple[SweepPoint, Step]], store: Store, execution: Execution, folder: str) -> list[SweepPoint]:
-    """Run the waiting points as trials of one Tuner; no scheduler, no early stopping."""
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    from ray import tune
-    from ray.tune import FailureConfig, RunConfig, TuneConfig
-
-    by_label = {point.label: _Waiting(point, step) for point, step in waiting}
-    resources = config.compute.segmentation
-    trainable = tune.with_resources(
-        tune.with_parameters(partial(_trial), by_label=by_label, store=store, execution=execution),
-        {"cpu": resources.num_cpus, "gpu": resources.num_gpus},
-    )
-    tuner = tune.Tuner(
-        trainable,
-        param_space={"point": tune.grid_search(list(by_label))},
-        tune_config=TuneConfig(reuse_actors=True),
-        run_config=RunConfig(
-            name="sweep",
-            storage_path=folder,
-            failure_config=FailureConfig(max_failures=config.compute.max_failures),
-            callbacks=[_trial_lines(len(by_label))],
-            verbose=0,
-        ),
-    )
-    tuner.fit()
-    failed = [item.point for item in by_label.values() if store.find(item.step) is None]
-    for point in failed:
-        say(f"failed: {point.label}: {_failure(store, by_label[point.label].step)}")
-    return failed
-
-
-def _trial_lines(total: int) -> Any:
-    """A Tune callback that shows one line or bar step for every trial that ends."""
-    from ray.tune import Callback
-
-    show: Callable[[int, str], None] = track("sweep: points", total)
-
-    class Lines(Callback):
-        def __init__(self) -> None:
-            self.done = 0
-
-        def _ended(self, trial: Any, how: str) -> None:
-            self.done += 1
-            show(self.done, f"{trial.config['point']} {how}")
-
-        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            self._ended(trial, "done" if (trial.last_result or {}).get("built", True) else "failed")
-
-        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            self._ended(trial, "failed")
-
-    return Lines()
-
-
-def _trial(space: Mapping[str, Any], by_label: Mapping[str, _Waiting], store: Store, execution: Execution) -> None:
-    """One trial: train and evaluate one point. A fault of the point itself is written down, not raised (raising retries)."""
-    from ray import tune
-
-    step = by_label[space["point"]].step
-    last: dict[str, Any] = {}
-
-    def report(metrics: dict[str, Any]) -> None:
-        last.update(metrics)
-        tune.report(dict(last))
-
-    try:
-        build(step, store, replace(execution, report=report), TRIAL_STEPS)
-    except InputError as error:
-        write_failure(store, step, error)
-        tune.report({**last, "built": False})
-        return
-    tune.report({**last, "built": True})
-
-
-def write_failure(store: Store, step: Step, error: BaseException) -> None:
-    """Say beside a step why it is not built; no record, so the next run tries again."""
-    details = {"error": str(error), "kind": type(error).__name__, "traceback": traceback.format_exc()}
-    store.put(f"{step.address}/failed.json", json.dumps(details, indent=1).encode())
-
-
-def _failure(store: Store, step: Step) -> str:
-    try:
-        return str(json.loads(store.get(f"{step.address}/failed.json"))["error"])
-    except FileNotFoundError:
-        return "its process ended; see Ray's logs"

@@ -8,7 +8,7 @@ from chexseg_ray.config import StudyConfig, for_weak_n, load_config, parse_confi
 from chexseg_ray.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-CONFIGS = [REPOSITORY / "configs" / "demo.yaml", REPOSITORY / "tests" / "tiny.yaml"]
+CONFIGS = [REPOSITORY / "configs" / "demo.yaml", REPOSITORY / "tests" / "tiny.yaml", REPOSITORY / "configs" / "paper.yaml"]
 TEXT = CONFIGS[1].read_text(encoding="utf-8")
 
 
@@ -56,6 +56,17 @@ def test_the_names_that_scripts_rely_on_can_be_overridden() -> None:
         ("sweep.trials", "section.field=value"),
         ("data.pathologies=[Edema, Edema]", "'Edema' twice"),
         ("data.pathologies=[Edema]", "selection_pathologies names 'Atelectasis'"),
+        ("moco.queue_size=18", "queue_size=18 is no multiple of batch_size=4"),
+        ("moco.init=chexpert", "moco.init=chexpert: the weights are made by this study"),
+        ("moco.num_replicas=4", "cannot be split into num_replicas=4"),
+        ("compute.moco.num_workers=2", "compute.moco.num_workers=2 must be 0, 1 or moco.num_replicas=1"),
+        ("compute.segmentation.num_workers={8: 2}", "compute.segmentation.num_workers=2 must be 0, 1 or segmentation.num_replicas=1"),
+        ("compute.segmentation.num_gpus={99: 1}", "compute.segmentation.num_gpus has no value for weak_n 8"),
+        ("sweep.also=[{q: [0]}]", "sweep.also.0.q: unknown key"),
+        ("sweep.also=[{p: []}]", "at least one value"),
+        ("segmentation.encoder=[resnet18, resnet18]", "'resnet18' twice"),
+        ("segmentation.architecture=[]", "at least one value"),
+        ("data.columns={Edemas: e}", "columns names 'Edemas'"),
         ("irnet.foreground=1.0", "irnet.foreground"),
         ("irnet.background=0.4", "must be below foreground"),
         ("irnet.rescale=[1.5, 0.5]", "smaller scale stands first"),

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from chexseg_ray.config import parse_config
-from chexseg_ray.pipeline import Study, study_graph, sweep_points
+from chexseg_ray.pipeline import Study, named_points, study_graph, sweep_points
 
 TEXT = (Path(__file__).resolve().parent / "tiny.yaml").read_text(encoding="utf-8")
 SOURCES = {name: name for name in ("weak_csv", "expert_csv", "expert_masks", "test_csv", "test_masks")}
 
 
-def graph(*overrides: str, sources: dict[str, str] | None = None) -> Study:
-    return study_graph(parse_config(TEXT, list(overrides)), sources or {})
+def graph(*overrides: str, sources: dict[str, str] | None = None, files: dict[str, str] | None = None) -> Study:
+    return study_graph(parse_config(TEXT, list(overrides)), sources or {}, files)
 
 
 def addresses(study: Study) -> set[str]:
@@ -21,10 +21,10 @@ def addresses(study: Study) -> set[str]:
 
 @pytest.mark.parametrize("overrides", [[], ["data.root=/d"], ["data.root=/d", "data.test_csv=null", "data.test_masks=null", "data.num_test=4"]])
 def test_the_test_split_is_no_ancestor_of_anything_that_trains_tunes_or_chooses(overrides: list[str]) -> None:
-    study = graph(*overrides, "sweep.p=[0, 0.5, 1]", "sweep.init=[random, chexpert]", "sweep.method=[gradcam, irnet]", sources=SOURCES)
+    study = graph(*overrides, "sweep.p=[0, 0.5, 1]", "sweep.init=[random, chexpert, moco]", "sweep.method=[gradcam, irnet]", sources=SOURCES)
     assert any(step.config.get("split") == "test" for step in study.steps())
     for step in study.steps():
-        if step.name in ("classifier", "cams", "irnet", "propagation", "pseudo_masks", "segmentation"):
+        if step.name in ("classifier", "moco", "cams", "irnet", "propagation", "pseudo_masks", "segmentation"):
             splits = {ancestor.config.get("split") for ancestor in step.ancestors()}
             assert "test" not in splits, step.address
 
@@ -47,7 +47,9 @@ def test_changed_test_masks_leave_every_training_where_it_is() -> None:
         "report.interval_level=0.9",
         "compute.max_failures=7",
         "compute.state_seconds=1",
-        "compute.segmentation={num_cpus: 2, num_gpus: 0, threads: 2}",
+        "compute.segmentation={num_workers: 0, num_cpus: {4: 2, 8: 2}, num_gpus: 0, threads: 2}",
+        "compute.rates.gpu_hour=3.0",
+        "pretraining.download=true",
         "compute.classifier={num_workers: 1, num_cpus: 2, num_gpus: 0, threads: 2}",
     ],
 )
@@ -129,14 +131,85 @@ def test_a_random_walk_is_its_numbers_whatever_its_name() -> None:
     assert addresses(named) == addresses(spelled)
 
 
-def test_encoder_weights_are_identified_by_what_they_are() -> None:
-    def encoders(*overrides: str, **sources: str) -> list[dict[str, object]]:
-        study = graph("sweep.method=[irnet]", *overrides, sources=sources)
-        return [dict(step.config) for step in study.steps() if step.name == "encoder"]
+def encoders(*overrides: str, **files: str) -> list[dict[str, object]]:
+    study = graph(*overrides, files={f"/{name}": sha256 for name, sha256 in files.items()})
+    return [dict(step.config) for step in study.steps() if step.name == "encoder"]
 
-    assert encoders() == []
-    assert encoders("irnet.encoder=imagenet") == [{"architecture": "resnet50", "source": "imagenet", "weights": "IMAGENET1K_V1"}]
-    assert encoders("irnet.encoder=/w.pth", irnet_encoder="abc") == [{"architecture": "resnet50", "source": "file", "sha256": "abc"}]
+
+def test_encoder_weights_are_identified_by_what_they_are() -> None:
+    names = list(parse_config(TEXT).data.pathologies)
+    assert encoders("sweep.method=[irnet]") == []
+    assert encoders("sweep.method=[irnet]", "irnet.encoder=imagenet") == [{"architecture": "resnet50", "source": "imagenet"}]
+    one = {"architecture": "resnet50", "source": "file", "sha256": "abc", "pathologies": names}
+    assert encoders("sweep.method=[irnet]", "irnet.encoder=/w", w="abc") == [one]
+    assert encoders("sweep.method=[irnet]", "irnet.encoder=/w", "pretraining.normalisation={/w: chexpert}", w="abc") == [
+        one | {"normalisation": "chexpert"}
+    ]
+
+
+def test_every_training_begins_where_its_init_says() -> None:
+    study = graph("sweep.init=[random, imagenet, moco, chexpert, /w]", "moco.init=imagenet", "encoder_classifier.init=/w", files={"/w": "abc"})
+    made_of = {point.init: step.inputs["segmentation"].inputs.get("encoder") for point, step in study.points}
+    assert made_of["random"] is None
+    assert {init: step.name for init, step in made_of.items() if step} == {
+        "imagenet": "encoder", "moco": "moco", "chexpert": "classifier", "/w": "encoder",
+    }  # fmt: skip
+    assert made_of["moco"].inputs["encoder"].address == made_of["imagenet"].address, "ImageNet's weights are one step, whoever begins with them"
+    assert made_of["chexpert"].inputs["encoder"].address == made_of["/w"].address
+    assert {step.config["architecture"] for step in made_of.values() if step} == {"resnet18"}
+    assert "init" not in made_of["moco"].config, "a path is no identity"
+
+
+def test_an_imagenet_file_that_is_named_is_its_content() -> None:
+    found = encoders("sweep.init=[imagenet]", "pretraining.imagenet_files={resnet18: /w}", w="abc")
+    assert [(step["source"], step["sha256"], step["normalisation"]) for step in found] == [("file", "abc", "imagenet")]
+
+
+def test_moco_hashes_what_shapes_it() -> None:
+    base = graph("sweep.init=[moco]")
+    for override, same in (("moco.temperature=0.1", False), ("moco.num_replicas=2", False), ("sweep.trials=1", True),
+                           ("compute.moco={num_workers: 1, num_cpus: 1, num_gpus: 1, threads: 1}", True)):  # fmt: skip
+        other = {s.address for s in graph("sweep.init=[moco]", override).steps() if s.name == "moco"}
+        assert (other == {s.address for s in base.steps() if s.name == "moco"}) == same, override
+
+
+def test_grids_are_added_up_and_their_axes_are_the_sweeps_own_where_they_name_none() -> None:
+    also = "sweep.also=[{p: [1], init: [random, moco]}, {p: [0], weak_n: [4, 8], method: [gradcam]}]"
+    config = parse_config(
+        TEXT, ["sweep.p=[0.5, 1]", "sweep.init=[chexpert]", "sweep.weak_n=[8]", "sweep.trials=1", "sweep.method=[gradcam, irnet]", also]
+    )
+    found = {(p.method, p.p, p.init, p.weak_n) for p in sweep_points(config)}
+    assert found == {
+        ("gradcam", 0.5, "chexpert", 8), ("irnet", 0.5, "chexpert", 8), (None, 1.0, "chexpert", 0), (None, 1.0, "random", 0), (None, 1.0, "moco", 0),
+        ("gradcam", 0.0, "chexpert", 4), ("gradcam", 0.0, "chexpert", 8),
+    }  # fmt: skip
+    assert len(named_points(config)) == 4 + 4 + 2
+
+
+def test_an_annotation_budget_changes_what_is_tuned_and_trained_and_nothing_above() -> None:
+    study = graph("sweep.p=[0.5]", "sweep.num_expert=[2, 4]", "sweep.trials=2")
+    names = [step.name for step in study.steps()]
+    assert names.count("segmentation") == 4
+    assert names.count("pseudo_masks") == 4, "thresholds are tuned on each budget's own masks, trial by trial"
+    assert names.count("cams") == names.count("classifier") == 1
+    for point, step in study.points:
+        training = step.inputs["segmentation"]
+        assert training.config["num_expert"] == training.inputs["pseudo_masks"].config["num_expert"] == point.num_expert
+        assert training.inputs["pseudo_masks"].config["trial"] == point.trial
+
+
+def test_architectures_and_encoders_are_axes_and_each_encoder_has_its_own_upstream() -> None:
+    study = graph(
+        "segmentation.architecture=[deeplabv3plus, unet]", "segmentation.encoder=[resnet18, resnet34]", "sweep.init=[chexpert]", "sweep.p=[1]"
+    )
+    assert len(study.points) == 2 * 2 * 2
+    assert {s.config["architecture"] for s in study.steps() if s.name == "classifier"} == {"resnet18", "resnet34"}
+    for point, step in study.points:
+        config = step.inputs["segmentation"].config
+        assert (config["architecture"], config["encoder"]) == (point.architecture, point.encoder)
+        assert ("atrous_rates" in config) == (point.architecture == "deeplabv3plus"), "hashed where it is read"
+        assert ("unet" in point.label or "resnet34" in point.label) == ((point.architecture, point.encoder) != ("deeplabv3plus", "resnet18"))
+    assert len({point.label for point, _ in study.points}) == len(study.points)
 
 
 def test_p_1_needs_no_weak_image() -> None:

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,41 +22,62 @@ _LABELS = {"": np.nan, "1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "
 _BELOW_SPLIT = re.compile(r"(?:^|/)((?:train|valid|val|test)/(.+))$")
 
 
-def read_csv(data: bytes, source: str, pathologies: Sequence[str]) -> pd.DataFrame:
-    """Parse a CheXpert CSV.
+def read_csv(data: bytes, source: str, pathologies: Sequence[str], columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Parse a CheXpert CSV, or that of another data set by the names of its columns.
 
     Args:
         data: the file's bytes; UTF-8, with or without BOM, LF or CRLF.
         source: the file's name, for messages.
         pathologies: K names, each a column of the file (Lung Opacity serves Airspace Opacity).
+        columns: the file's names for `Path`, `Frontal/Lateral` and pathologies, where they differ. With a `Patient` column any folder layout
+            will do: a path is then relative to the CSV's folder, and an id is the path without its ending, / as _.
 
     Returns:
-        One row an image, in file order: `path` (relative to the CSV's folder, from train/, valid/, val/ or test/ on, so that
-        every release's prefix works), `cxr_id`, `patient_id`, `view` (frontal | lateral) and one float column a pathology
+        One row an image, in file order: `path` (relative to the CSV's folder, in CheXpert's layout from train/, valid/, val/ or test/ on, so
+        that every release's prefix works), `cxr_id`, `patient_id`, `view` (frontal | lateral) and one float column a pathology
         with 1, 0, -1 (uncertain) or NaN (blank).
 
     Raises:
         InputError: with the column or row and the rule, for every fault of the file.
     """
-    table = _parse(data, source)
-    if "Path" not in table.columns:
-        raise InputError(f"{source}: has no column 'Path': give CheXpert's format")
+    table, names = _parse(data, source), dict(columns or {})
+    for wanted, name in {"Path": "Path", **names}.items():
+        if name not in table.columns:
+            raise InputError(f"{source}: has no column {name!r}: give CheXpert's format, or name the column of {wanted} in data.columns")
     if table.empty:
         raise InputError(f"{source}: has no rows: name another file")
-    paths = [_checked_path(path, source, row) for row, path in enumerate(table["Path"], start=2)]
+    paths = [_checked_path(path, source, row) for row, path in enumerate(table[names.get("Path", "Path")], start=2)]
+    out = _identities(paths, source) if "Patient" not in names else _named_identities(paths, table[names["Patient"]], source)
+    _refuse_duplicates(out["cxr_id"], source)
+    out["view"] = _views(table, out["cxr_id"], names.get("Frontal/Lateral", "Frontal/Lateral"), source)
+    for pathology in pathologies:
+        out[pathology] = _labels(table, pathology, (names[pathology],) if pathology in names else names_of(pathology), source)
+    return out
+
+
+def _identities(paths: Sequence[str], source: str) -> pd.DataFrame:
+    """path, cxr_id and patient_id in CheXpert's layout: train/patient/study/view."""
     parts = [_BELOW_SPLIT.search(path) for path in paths]
     for row, (path, part) in enumerate(zip(paths, parts, strict=True), start=2):
         if part is None:
-            raise InputError(f"{source} row {row}: Path {path!r} names no train/, valid/, val/ or test/ folder: give CheXpert's layout")
+            raise InputError(
+                f"{source} row {row}: Path {path!r} names no train/, valid/, val/ or test/ folder: give CheXpert's layout, "
+                "or name the column of patients as Patient in data.columns"
+            )
     below = [part.group(2) for part in parts if part]
     out = pd.DataFrame({"path": [part.group(1) for part in parts if part]})
     out["cxr_id"] = [re.sub(r"\.\w+$", "", name).replace("/", "_") for name in below]
     out["patient_id"] = [name.split("/", 1)[0] for name in below]
-    _refuse_duplicates(out["cxr_id"], source)
-    out["view"] = _views(table, out["cxr_id"], source)
-    for pathology in pathologies:
-        out[pathology] = _labels(table, pathology, source)
     return out
+
+
+def _named_identities(paths: Sequence[str], patients: pd.Series, source: str) -> pd.DataFrame:
+    """path, cxr_id and patient_id in any layout."""
+    for row, patient in enumerate(patients, start=2):
+        if not patient.strip():
+            raise InputError(f"{source} row {row}: {patients.name} is blank: a patient belongs to one split, so each row names one")
+    ids = [re.sub(r"\.\w+$", "", path).replace("/", "_") for path in paths]
+    return pd.DataFrame({"path": paths, "cxr_id": ids, "patient_id": [patient.strip() for patient in patients]})
 
 
 def _parse(data: bytes, source: str) -> pd.DataFrame:
@@ -92,21 +113,21 @@ def _refuse_duplicates(ids: pd.Series, source: str) -> None:
         raise InputError(f"{source} row {row + 2}: Path of {ids.iloc[row]!r} stands twice: remove one row")
 
 
-def _views(table: pd.DataFrame, ids: pd.Series, source: str) -> list[str]:
-    if "Frontal/Lateral" not in table.columns:  # CheXlocalize's test_labels.csv: only the file name tells
+def _views(table: pd.DataFrame, ids: pd.Series, name: str, source: str) -> list[str]:
+    if name not in table.columns:  # CheXlocalize's test_labels.csv: only the file name tells
         return ["lateral" if name.endswith("lateral") else "frontal" for name in ids]
-    views = [view.strip().lower() for view in table["Frontal/Lateral"]]
+    views = [view.strip().lower() for view in table[name]]
     for row, view in enumerate(views, start=2):
         if view not in ("frontal", "lateral"):
-            raise InputError(f"{source} row {row}: Frontal/Lateral is {view!r}: write Frontal or Lateral")
+            raise InputError(f"{source} row {row}: {name} is {view!r}: write Frontal or Lateral")
     return views
 
 
-def _labels(table: pd.DataFrame, pathology: str, source: str) -> npt.NDArray[np.float64]:
-    column = next((name for name in names_of(pathology) if name in table.columns), None)
+def _labels(table: pd.DataFrame, pathology: str, names: Sequence[str], source: str) -> npt.NDArray[np.float64]:
+    column = next((name for name in names if name in table.columns), None)
     if column is None:
-        near = " or ".join(repr(name) for name in names_of(pathology))
-        raise InputError(f"{source}: has no column {near}: correct the file or data.pathologies")
+        near = " or ".join(repr(name) for name in names)
+        raise InputError(f"{source}: has no column {near}: correct the file or data.pathologies, or name {pathology!r} in data.columns")
     values = [_LABELS.get(text.strip()) for text in table[column]]
     for row, (value, text) in enumerate(zip(values, table[column], strict=True), start=2):
         if value is None:

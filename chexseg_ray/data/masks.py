@@ -99,13 +99,14 @@ def rasterise(contours: Sequence[Sequence[Sequence[float]]], height: int, width:
     return np.asarray(image, dtype=bool)
 
 
-def read_mask_json(data: bytes, source: str, pathologies: Sequence[str]) -> dict[str, dict[str, Rle]]:
+def read_mask_json(data: bytes, source: str, pathologies: Sequence[str], columns: Mapping[str, str] | None = None) -> dict[str, dict[str, Rle]]:
     """Parse a CheXlocalize segmentation file (RLE) or annotation file (polygons, with img_size).
 
     Args:
         data: the file's bytes.
         source: its name, for messages.
         pathologies: the names wanted ("Lung Opacity" in the file serves Airspace Opacity).
+        columns: another data set's names for them, as in its CSV; the file may use either.
 
     Returns:
         {cxr_id: {pathology: Rle}}, every wanted pathology for each id; runs and sizes are checked.
@@ -119,7 +120,8 @@ def read_mask_json(data: bytes, source: str, pathologies: Sequence[str]) -> dict
         raise InputError(f"{source}: no JSON: give CheXlocalize's segmentation or annotation file") from None
     if not isinstance(raw, dict) or not all(isinstance(entry, dict) for entry in raw.values()):
         raise InputError(f"{source}: not {{cxr_id: {{pathology: mask}}}}: give CheXlocalize's segmentation or annotation file")
-    masks = {cxr_id: {name: _mask(entry, name, cxr_id, source) for name in pathologies} for cxr_id, entry in raw.items()}
+    names = {name: (*([columns[name]] if columns and name in columns else []), *names_of(name)) for name in pathologies}
+    masks = {cxr_id: {name: _mask(entry, name, names[name], cxr_id, source) for name in pathologies} for cxr_id, entry in raw.items()}
     for cxr_id, own in masks.items():
         first = next(iter(own.values()))
         for name, rle in own.items():
@@ -131,8 +133,8 @@ def read_mask_json(data: bytes, source: str, pathologies: Sequence[str]) -> dict
     return masks
 
 
-def _mask(entry: Mapping[str, object], pathology: str, cxr_id: str, source: str) -> Rle:
-    name = next((n for n in names_of(pathology) if n in entry), None)
+def _mask(entry: Mapping[str, object], pathology: str, names: Sequence[str], cxr_id: str, source: str) -> Rle:
+    name = next((n for n in names if n in entry), None)
     where = f"{source}: {cxr_id!r}, {pathology}"
     try:
         if "img_size" in entry:

@@ -10,10 +10,11 @@ from chexseg_ray.config import StudyConfig
 from chexseg_ray.data.phantom import LICENCE
 from chexseg_ray.pipeline import Study
 from chexseg_ray.progress import say
-from chexseg_ray.report.figures import curves, miou_over_p
+from chexseg_ray.report.figures import budget_curves, curves, draw_curves
 from chexseg_ray.report.results import PointResult, SettingResult, mean_of_defined, point_results, setting_results
 from chexseg_ray.report.tables import header, long_csv, main_rows, markdown, number, terminal
 
+_FIGURES = {"miou_over_p": "Mean IoU over p", "miou_over_num_expert": "What the next expert mask is worth"}
 _TEXT = {
     "pooled": "Pixels summed over the test set, then the ratio, at model resolution without padding: the paper's IoU. "
     "A pathology without a true pixel in the test set is undefined (–) and in no mean.",
@@ -30,21 +31,24 @@ def write_report(config: StudyConfig, study: Study, store: Store) -> None:
     settings = setting_results(study, points, level)
     folder = f"report/{config.report.name}"
     names = header(pathologies)
-    figure = miou_over_p(settings, "pooled", level)
+    lines = {"miou_over_p": (curves(settings, "pooled"), "p, the probability of an expert mask")}
+    if budget := budget_curves(settings, "pooled"):
+        lines["miou_over_num_expert"] = (budget, "expert masks that training and tuning may use (validation masks come on top)")
+    figures = {name: draw_curves(own, x_label, "pooled", level) for name, (own, x_label) in lines.items()}
     main = main_rows(settings, "pooled")
-    page = _page(config, study, store, points, settings, figure["png"])
-    data = [{"line": label, "points": line} for label, line in curves(settings, "pooled").items()]
+    page = _page(config, study, store, points, settings, {name: figure["png"] for name, figure in figures.items()})
     files = {
         "index.html": page.encode(),
         "results.csv": long_csv(points, settings, pathologies, level).encode(),
         "table.md": markdown(main, names).encode(),
-        "miou_over_p.png": figure["png"],
-        "miou_over_p.svg": figure["svg"],
-        "miou_over_p.json": json.dumps(_finite(data), indent=1).encode(),
     }
+    for name, (own, _) in lines.items():
+        data = [{"line": label, "points": line} for label, line in own.items()]
+        files |= {f"{name}.{kind}": content for kind, content in figures[name].items()}
+        files[f"{name}.json"] = json.dumps(_finite(data), indent=1).encode()
     for name, content in files.items():
         store.put(f"{folder}/{name}", content)
-    say(terminal(main, names, 7))
+    say(terminal(main, names, names.index("mIoU (interval)") + 1))
     say(f"{len(points)} of {len(study.points)} points; report: {store.path(folder)}/index.html")
 
 
@@ -64,7 +68,9 @@ def licence_note(config: StudyConfig) -> str:
     return config.data.licence or "licence not stated in data.licence: the terms of the data's own source hold; research use only."
 
 
-def _page(config: StudyConfig, study: Study, store: Store, points: Sequence[PointResult], settings: Sequence[SettingResult], png: bytes) -> str:
+def _page(
+    config: StudyConfig, study: Study, store: Store, points: Sequence[PointResult], settings: Sequence[SettingResult], figures: dict[str, bytes]
+) -> str:
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(loader=PackageLoader("chexseg_ray", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -75,7 +81,7 @@ def _page(config: StudyConfig, study: Study, store: Store, points: Sequence[Poin
         planned=len(study.points),
         licence=licence_note(config),
         failures=[_failure(store, point.label, step.address) for point, step in study.points if point not in built],
-        figure=base64.b64encode(png).decode(),
+        figures=[(_FIGURES[name], base64.b64encode(png).decode()) for name, png in figures.items()],
         names=header(config.data.pathologies),
         tables=[{"title": f"IoU, {name.replace('_', ' ')}", "text": text, "rows": main_rows(settings, name)} for name, text in _TEXT.items()],
         pathologies=config.data.pathologies,
@@ -116,6 +122,13 @@ def _facts(config: StudyConfig, study: Study, store: Store) -> list[tuple[str, s
             area = record.metrics["validation_auroc"]
             text = f"{record.metrics['selected']} of {step.config['num_updates']} updates"
             facts.append((f"{step.config['architecture']} classifier", text + (f", mean validation AUROC {area:.3f}" if area is not None else "")))
+        if record and step.name == "moco":
+            last = record.metrics["history"][-1]
+            text = f"{step.config['num_updates']} updates, loss {last['loss']:.2f}, {last['accuracy']:.0%} of queries nearest to their key at the end"
+            facts.append((f"{step.config['architecture']} MoCo", text))
+        if record and step.name == "encoder":
+            text = f"{record.metrics['source']} ({record.metrics['format']}), sha256 {record.metrics['sha256'][:12]}"
+            facts.append((f"{step.config['architecture']} weights", f"{text}, normalisation {record.metrics['normalisation']}"))
         if record and step.name == "irnet":
             used = f"{record.metrics['images_used']} images, {step.config['num_updates']} updates, encoder {record.metrics['encoder']['source']}"
             facts.append(("IRNet", f"{used}, boundary loss {record.metrics['history'][-1]['boundary']:.3f} at the end"))
@@ -125,7 +138,8 @@ def _facts(config: StudyConfig, study: Study, store: Store) -> list[tuple[str, s
         if record and step.name == "pseudo_masks":
             facts.append((f"{step.config['method']} thresholds", _thresholds(record)))
     s = config.segmentation
-    facts.append(("segmentation", f"DeepLabv3+ {s.encoder}, batch {s.batch_size}, {s.num_updates} updates, learning rate {s.learning_rate}"))
+    networks = ", ".join(f"{architecture} on {encoder}" for architecture in s.architectures for encoder in s.encoders)
+    facts.append(("segmentation", f"{networks}, batch {s.batch_size}, {s.num_updates} updates, learning rate {s.learning_rate}"))
     facts.append(("image size", f"{config.data.image_size} px, letterboxed"))
     facts.append(("intervals", f"{config.report.interval_level:.0%} Student t over trials, given this test set and these shared upstream models"))
     return facts

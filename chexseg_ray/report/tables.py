@@ -4,13 +4,15 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from chexseg_ray.evaluation.intervals import Interval
+from chexseg_ray.pipeline import SweepPoint
 from chexseg_ray.report.results import AGGREGATIONS, PointResult, SettingResult, mean_of_defined
 
 COLUMNS = (
-    "method", "init", "p", "weak_n", "num_expert", "trial", "pathology", "aggregation", "iou", "low", "high", "n", "undefined",
-    "interval", "record",
+    "method", "init", "p", "weak_n", "num_expert", "architecture", "encoder", "trial", "pathology", "aggregation", "iou", "low", "high",
+    "n", "undefined", "interval", "record",
 )  # fmt: skip
 
 
@@ -27,9 +29,15 @@ def with_interval(interval: Interval) -> str:
 
 
 def setting_cells(result: SettingResult) -> list[str]:
-    """method, init, weak_n, num_expert, p of a setting, as text."""
+    """method, init, weak_n, num_expert, network, p of a setting, as text; of an encoder's file the name without its folder."""
     s = result.setting
-    return [s.method or "expert masks only", s.init, str(s.weak_n or "–"), str(s.num_expert or "all"), f"{s.p:g}"]
+    network = f"{s.architecture}/{s.encoder}"
+    return [s.method or "expert masks only", short_init(s.init), str(s.weak_n or "–"), str(s.num_expert or "all"), network, f"{s.p:g}"]
+
+
+def short_init(init: str) -> str:
+    """An initialisation's name; of a file without its folder."""
+    return PurePath(init).name
 
 
 def long_csv(points: Sequence[PointResult], settings: Sequence[SettingResult], pathologies: Sequence[str], level: float) -> str:
@@ -39,7 +47,7 @@ def long_csv(points: Sequence[PointResult], settings: Sequence[SettingResult], p
     writer.writeheader()
     for result in points:
         s = result.point
-        axes = {"method": s.method or "", "init": s.init, "p": s.p, "weak_n": s.weak_n, "num_expert": s.num_expert or "", "trial": s.trial}
+        axes = _axes(s) | {"trial": s.trial}
         for name in AGGREGATIONS:
             iou = result.iou[name]
             rows = [*zip(pathologies, iou.tolist(), strict=True), ("mean", mean_of_defined(iou))]
@@ -48,7 +56,7 @@ def long_csv(points: Sequence[PointResult], settings: Sequence[SettingResult], p
                 writer.writerow(axes | own | {"undefined": sum(v != v for v in iou.tolist()) if pathology == "mean" else int(math.isnan(value))})
     for setting in settings:
         s = setting.setting
-        axes = {"method": s.method or "", "init": s.init, "p": s.p, "weak_n": s.weak_n, "num_expert": s.num_expert or "", "trial": "all"}
+        axes = _axes(s) | {"trial": "all"}
         for name in AGGREGATIONS:
             rows_of = [*zip(pathologies, setting.pathologies[name], strict=False), ("mean", setting.mean[name])]
             for pathology, interval in rows_of:
@@ -57,6 +65,13 @@ def long_csv(points: Sequence[PointResult], settings: Sequence[SettingResult], p
                 own |= {"interval": interval.reason or f"t over trials, {level:g}"}
                 writer.writerow(axes | own | {"undefined": setting.undefined[name] if pathology == "mean" else setting.trials - interval.n})
     return stream.getvalue()
+
+
+def _axes(s: SweepPoint) -> dict[str, object]:
+    return {
+        "method": s.method or "", "init": s.init, "p": s.p, "weak_n": s.weak_n, "num_expert": s.num_expert or "",
+        "architecture": s.architecture, "encoder": s.encoder,
+    }  # fmt: skip
 
 
 def _blank(value: float) -> str:
@@ -74,7 +89,7 @@ def main_rows(settings: Sequence[SettingResult], aggregation: str) -> list[list[
 
 def header(pathologies: Sequence[str]) -> list[str]:
     """The main table's column names."""
-    return ["masks", "init", "weak_n", "experts", "p", "trials", "mIoU (interval)", *pathologies]
+    return ["masks", "init", "weak_n", "experts", "network", "p", "trials", "mIoU (interval)", *pathologies]
 
 
 def markdown(rows: Sequence[Sequence[str]], names: Sequence[str]) -> str:

@@ -1,17 +1,20 @@
 """One update and one prediction of a segmentation network."""
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
 from chexseg_ray.data.normalisation import network_input
-from chexseg_ray.segmentation.losses import class_average_dice_loss
+from chexseg_ray.segmentation.losses import Sum, class_average_dice_loss
 
 
 def segmentation_update(
-    model: nn.Module, optimiser: torch.optim.Optimizer, pixels: torch.Tensor, masks: torch.Tensor, normalisation: str, smoothing: float
-) -> float:
+    model: nn.Module, optimiser: torch.optim.Optimizer, pixels: torch.Tensor, masks: torch.Tensor, normalisation: str, smoothing: float,
+    forward: Callable[[torch.Tensor], torch.Tensor] | None = None, sum_: Sum | None = None,
+) -> float:  # fmt: skip
     """One step on the class average Dice loss.
 
     Args:
@@ -21,15 +24,20 @@ def segmentation_update(
         masks: bool [B, K, S, S].
         normalisation: a name of data.normalisation.STATISTICS.
         smoothing: of the Dice loss.
+        forward: the model's own pass unless replicas share the batch.
+        sum_: adds tensors up over the replicas' processes; pixels and masks are then this process's share.
 
     Returns:
-        The loss. When it is not finite, no weight has changed.
+        The whole batch's loss. When it is not finite, no weight has changed.
     """
     optimiser.zero_grad(set_to_none=True)
-    loss = class_average_dice_loss(model(network_input(pixels, normalisation)), masks, smoothing)
+    logits = (forward or model)(network_input(pixels, normalisation))
+    loss = class_average_dice_loss(logits, masks, smoothing, sum_)
     value = float(loss.detach())
     if np.isfinite(value):
         loss.backward()  # type: ignore[no-untyped-call]
+        if sum_ is not None:
+            sum_(p.grad for p in model.parameters() if p.grad is not None)
         optimiser.step()
     return value
 

@@ -1,8 +1,8 @@
 """Train an image-level classifier (for CAMs, and as an encoder's initialisation).
 
-INPUT   images {cxr_id, pixels} and manifest labels of the training and the validation splits
+INPUT   images {cxr_id, pixels} and manifest labels of the training and the validation splits; with another init than random the trunk's weights
 OUTPUT  weights.safetensors (best by mean AUROC of the selection pathologies; normalisation and pathologies in its metadata)
-FAN-OUT one training; 0 or 1 workers
+FAN-OUT one training; 0, 1 or num_replicas workers, which share each batch and the validation
 """
 
 import json
@@ -16,14 +16,16 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from chexseg_ray.artifacts import Record
+from chexseg_ray.artifacts import FileEntry, Record
 from chexseg_ray.data.normalisation import network_input
 from chexseg_ray.errors import InputError
 from chexseg_ray.evaluation.auroc import auroc
 from chexseg_ray.progress import track
-from chexseg_ray.pseudo.classifier import IGNORED, build_classifier, masked_loss, probabilities, training_targets
+from chexseg_ray.pseudo.classifier import IGNORED, build_classifier, masked_loss, probabilities, training_targets, trunk_of
+from chexseg_ray.stages.encoder import initialise
 from chexseg_ray.stages.execution import Made, Task
-from chexseg_ray.stages.shards import ImageShards
+from chexseg_ray.stages.replicas import Replica, update_seed
+from chexseg_ray.stages.shards import Batch, ImageShards
 from chexseg_ray.stages.tables import label_matrix, read_manifest
 from chexseg_ray.stages.train import NanLossError, Report, TrainingJob, begin, require_finite, result, run_training
 from chexseg_ray.stages.training_state import Progress, StateKeeper, to_safetensors
@@ -52,9 +54,12 @@ def train(job: TrainingJob, report: Report) -> None:
     """The training loop (Adam, constant learning rate, masked cross-entropy)."""
     config, start = job.config, time.monotonic()
     device = begin(config["seed"], job.threads)
-    model = build_classifier(config["architecture"], len(config["pathologies"]), config["uncertainty"]).to(device)
+    replica = Replica.here()
+    model = build_classifier(config["architecture"], len(config["pathologies"]), config["uncertainty"])
+    _, encoder = initialise(trunk_of(model), job, config["architecture"], config["normalisation"])
+    model = model.to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=config["learning_rate"], fused=True)
-    keeper = StateKeeper(job.attempt, job.state_seconds)
+    keeper = StateKeeper(job.attempt, job.state_seconds if replica.rank == 0 else math.inf)
     progress = keeper.load(model, optimiser)
     shards, targets = _shards(job, config["train_splits"], for_training=True)
     validation, _ = _shards(job, config["validation_splits"], for_training=False)
@@ -66,60 +71,85 @@ def train(job: TrainingJob, report: Report) -> None:
     batches = shards.batches(config["batch_size"], config["seed"], progress.update)
     while progress.update < total:
         batch = next(batches)
-        torch.manual_seed((config["seed"] << 24) + progress.update)
-        optimiser.zero_grad(set_to_none=True)
-        logits = model(network_input(torch.tensor(batch.pixels).to(device), config["normalisation"]))
-        loss = masked_loss(logits, torch.tensor(batch.targets).to(device))
-        value = float(loss.detach())
+        value = classifier_update(model, optimiser, batch, config, progress.update, replica, device)
         if not math.isfinite(value):
             raise NanLossError(f"classifier update {progress.update}: loss is {value}, images {', '.join(batch.ids)}: lower its learning_rate")
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
         progress.update += 1
         if progress.update % config["validate_every"] == 0 or progress.update == total:
-            entry = _validate(model, validation, config, device)
+            entry = _validate(model, validation, config, device, replica)
             progress.history.append({"update": float(progress.update), "loss": value, **entry})
             progress.keep_if_best(model, entry.get("selection", math.nan))
         show(progress.update, f"loss {value:.3f}")
         keeper.save_if_due(model, optimiser, progress)
-    _finish(job, model, progress, shards.num_rows, targets, device, report, time.monotonic() - start)
+    run = {"device": str(device), "threads": job.threads, "workers": replica.count, "training_seconds": round(time.monotonic() - start, 2)}
+    metrics = {"encoder": encoder, "positive_targets": _positives(config["pathologies"], targets)}
+    files = _finish(job, config, model, progress, replica, metrics)
+    report(result(files, shards.num_rows, metrics, run))
 
 
-def _validate(model: nn.Module, shards: ImageShards, config: Mapping[str, Any], device: torch.device) -> dict[str, float]:
-    """AUROC of each pathology that has one on the validation images, and the selection pathologies' mean."""
+def classifier_update(
+    model: nn.Module, optimiser: torch.optim.Optimizer, batch: Batch, config: Mapping[str, Any], update: int, replica: Replica, device: torch.device
+) -> float:
+    """One step on one batch, of which this process takes its share. Returns the whole batch's loss; when it is not finite, no weight has changed."""
+    own = replica.share(len(batch.samples))
+    targets = torch.tensor(batch.targets)
+    optimiser.zero_grad(set_to_none=True)
+    inputs = network_input(torch.tensor(batch.pixels[own]).to(device), config["normalisation"])
+    logits = replica.forward(model, inputs, config["num_replicas"], update_seed(config["seed"], update))
+    loss = masked_loss(logits, targets[own].to(device), int((targets != IGNORED).sum()))
+    whole = loss.detach().clone()
+    replica.sum_([whole])
+    if math.isfinite(value := float(whole)):
+        loss.backward()  # type: ignore[no-untyped-call]
+        replica.sum_(p.grad for p in model.parameters() if p.grad is not None)
+        optimiser.step()
+    return value
+
+
+def _validate(model: nn.Module, shards: ImageShards, config: Mapping[str, Any], device: torch.device, replica: Replica) -> dict[str, float]:
+    """AUROC of each pathology that has one on the validation images, and the selection pathologies' mean. Processes share the batches."""
     if shards.num_rows == 0:
         return {}
     model.eval()
-    scores, labels = [], []
-    with torch.no_grad():
-        for batch in shards.in_order(64):
-            logits = model(network_input(torch.tensor(batch.pixels).to(device), config["normalisation"]))
-            scores.append(probabilities(logits, len(config["pathologies"])).float().cpu().numpy())
-            labels.append(np.where(batch.targets == IGNORED, np.nan, batch.targets).astype(np.float64))
+    count, start = len(config["pathologies"]), 0
+    scores, labels = torch.zeros(shards.num_rows, count), np.empty((shards.num_rows, count))
+    for number, batch in enumerate(shards.in_order(64)):
+        rows = slice(start, start + len(batch.samples))
+        start = rows.stop
+        labels[rows] = np.where(batch.targets == IGNORED, np.nan, batch.targets)
+        if number % replica.count == replica.rank:
+            with torch.no_grad():
+                logits = model(network_input(torch.tensor(batch.pixels).to(device), config["normalisation"]))
+            scores[rows] = probabilities(logits, count).float().cpu()
+    scores = scores.to(device) if replica.count > 1 else scores
+    replica.sum_([scores])
     model.train()
-    areas = dict(zip(config["pathologies"], auroc(np.concatenate(scores), np.concatenate(labels)), strict=True))
+    areas = dict(zip(config["pathologies"], auroc(scores.cpu().numpy(), labels), strict=True))
     defined = {f"auroc {name}": float(area) for name, area in areas.items() if not math.isnan(area)}
     chosen = [areas[name] for name in config["selection_pathologies"] if not math.isnan(areas[name])]
     return defined | ({"selection": float(np.mean(chosen))} if chosen else {})
 
 
+def _positives(pathologies: list[str], targets: dict[str, npt.NDArray[np.int8]]) -> dict[str, int]:
+    return dict(zip(pathologies, (np.stack(list(targets.values())) == 1).sum(axis=0).tolist(), strict=True))
+
+
 def _finish(
-    job: TrainingJob, model: nn.Module, progress: Progress, rows: int, targets: dict[str, Any], device: torch.device, report: Report, seconds: float
-) -> None:  # fmt: skip
-    config = job.config
+    job: TrainingJob, config: Mapping[str, Any], model: nn.Module, progress: Progress, replica: Replica, metrics: dict[str, Any]
+) -> list[FileEntry]:
+    """Write the chosen weights; rank 0 alone. Adds to the metrics how they were chosen."""
     weights = progress.best or dict(model.state_dict())
     require_finite(f"classifier {config['architecture']}:", weights, progress.update, "its learning_rate")
-    metadata = {k: config[k] for k in ("architecture", "normalisation", "pathologies", "uncertainty", "size")}
-    entry = job.attempt.write("weights.safetensors", to_safetensors(weights, {"model": json.dumps(metadata)}))
-    matrix = np.stack(list(targets.values()))
-    metrics = {
+    metrics |= {
         "selected": "best" if progress.best else "last (no AUROC is defined on the validation images)",
         "best_update": progress.best_update if progress.best else progress.update,
         "validation_auroc": progress.best_score if progress.best else None,
         "history": progress.history,
-        "positive_targets": dict(zip(config["pathologies"], (matrix == 1).sum(axis=0).tolist(), strict=True)),
     }
-    report(result([entry], rows, metrics, {"device": str(device), "threads": job.threads, "training_seconds": round(seconds, 2)}))
+    if replica.rank:
+        return []
+    metadata = {k: config[k] for k in ("architecture", "normalisation", "pathologies", "uncertainty", "size")}
+    return [job.attempt.write("weights.safetensors", to_safetensors(weights, {"model": json.dumps(metadata)}))]
 
 
 def load_classifier(attempt_store: Any, record: Record) -> tuple[nn.Module, dict[str, Any]]:

@@ -1,66 +1,133 @@
-"""Bring a file of encoder weights into the store, so that every worker reads the same bytes.
+"""Bring a file of encoder weights into the store, so that every worker reads the same bytes; and put weights of the store into a network.
 
-INPUT   torchvision's ImageNet weights from torch.hub's folder, or the file that irnet.encoder names; nothing is downloaded
-OUTPUT  weights.safetensors: the network's weights without its head
+INPUT   ImageNet weights from a file, from the caches of torchvision or smp, or, where that is asked for, from their hubs; or any file
+OUTPUT  weights.safetensors: the encoder without a head; architecture and normalisation in its metadata
 FAN-OUT one file, in the driver
 """
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from chexseg_ray.artifacts import open_filesystem
-from chexseg_ray.errors import InputError
-from chexseg_ray.pretraining.encoders import encoder_state, load_encoder, read_state
+from chexseg_ray.errors import InputError, TransientError
+from chexseg_ray.pretraining.encoders import build_encoder, load_encoder, read_encoder
 from chexseg_ray.stages.execution import Made, Task
+from chexseg_ray.stages.train import TrainingJob
 from chexseg_ray.stages.training_state import to_safetensors
 
 
 def make(task: Task) -> Made:
     """Read, check that the weights fit, write."""
-    from chexseg_ray.pseudo.irnet import Trunk
-
     config = task.step.config
-    name, data = _imagenet() if config["source"] == "imagenet" else _named(task.execution.encoder_file, config["sha256"])
+    architecture, files = config["architecture"], task.execution.encoder_files
+    if config["source"] == "file":
+        name = next(path for path, sha256 in files.items() if sha256 == config["sha256"])
+        data = _read(name, config["sha256"])
+    else:
+        path = imagenet_file(architecture, task.execution.download)
+        name, data = path.name, path.read_bytes()
     try:
-        state = encoder_state(read_state(data))
-        load_encoder(Trunk().layers, state)
+        weights = read_encoder(data, build_encoder(architecture), architecture, config["pathologies"], config.get("normalisation"))
     except ValueError as error:
-        raise InputError(f"irnet.encoder: {name}: {error}: name a file of ResNet50 weights with torchvision's names") from None
-    entry = task.attempt.write("weights.safetensors", to_safetensors(state))
-    return Made([entry], rows=len(state), metrics={"source": name, "sha256": hashlib.sha256(data).hexdigest(), "loaded": len(state)})
+        raise InputError(f"{name}: {error}: name a file of {architecture} weights") from None
+    facts = {"architecture": architecture, "normalisation": weights.normalisation, "trained_by": config["source"]}
+    entry = task.attempt.write("weights.safetensors", to_safetensors(weights.state, {"model": json.dumps(facts)}))
+    metrics = {"source": name, "sha256": hashlib.sha256(data).hexdigest(), **weights.provenance}
+    return Made([entry], rows=len(weights.state), metrics=metrics)
 
 
-def _named(path: str | None, sha256: str) -> tuple[str, bytes]:
-    assert path is not None
-    filesystem, where = open_filesystem(path, "irnet.encoder")
+def _read(path: str, sha256: str) -> bytes:
+    filesystem, where = open_filesystem(path, "encoder")
     with filesystem.open_input_file(where) as stream:
         data: bytes = stream.read()
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise InputError(f"irnet.encoder: {path}: was changed while the study ran: run again")
-    return path, data
+        raise InputError(f"{path}: was changed while the study ran: run again")
+    return data
 
 
-def imagenet_file() -> Path:
-    """Where torchvision keeps its ResNet50 weights; the end of the name is the beginning of the file's sha256.
+def imagenet_file(architecture: str, download: bool) -> Path:
+    """The file of an encoder's ImageNet weights: torchvision's in torch.hub's folder, else smp's or timm's in Hugging Face's.
 
     Raises:
-        InputError: the file is not there; names it.
+        InputError: it is not there, and may not be or cannot be downloaded; names the file and the places.
     """
-    from torch.hub import get_dir
-    from torchvision.models import ResNet50_Weights
+    remedy = f"or set pretraining.imagenet_files={{{architecture}: FILE}}" + ("" if download else " or pretraining.download=true")
+    found = _torchvision_file(architecture)
+    if found is not None and found[1].is_file():
+        return _verified(found[1])
+    repository, revision = _hub_repository(architecture)
+    if repository is None:
+        raise InputError(f"imagenet: smp and timm publish no ImageNet weights of {architecture}: choose another init, {remedy}")
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
-    url: str = ResNet50_Weights.IMAGENET1K_V1.url
-    path = Path(get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-    if not path.is_file():
-        raise InputError(f"irnet.encoder=imagenet: {path} is not there: put {url} there, or set irnet.encoder to a file or to random")
+    cached = try_to_load_from_cache(repository, "model.safetensors", revision=revision)
+    if isinstance(cached, str):
+        return Path(cached)
+    url = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}/model.safetensors"
+    if not download:
+        place = f"put {found[0]} there as {found[1]}" if found else f"put {url} into the cache {constants.HF_HUB_CACHE}"
+        raise InputError(f"imagenet: no weights of {architecture} on this machine: {place}, {remedy}")
+    try:
+        return Path(hf_hub_download(repository, "model.safetensors", revision=revision))
+    except (OSError, ValueError) as error:  # what huggingface_hub raises for a hub that cannot be reached, and for a file it lacks
+        reason = " ".join(str(error).split())[:200]
+        raise TransientError(f"imagenet: {url} cannot be fetched ({reason}): run again where it can be reached, {remedy}") from None
+
+
+def _torchvision_file(architecture: str) -> tuple[str, Path] | None:
+    """URL and place of torchvision's file; None when torchvision has no such network."""
+    from torch.hub import get_dir
+    from torchvision.models import get_model_weights, list_models
+
+    if architecture not in list_models():
+        return None
+    url: str = get_model_weights(architecture)["IMAGENET1K_V1"].url
+    return url, Path(get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+
+
+def _verified(path: Path) -> Path:
+    """The end of torchvision's file name is the beginning of the file's sha256."""
+    digest, wanted = hashlib.sha256(path.read_bytes()).hexdigest(), path.stem.rsplit("-", 1)[1]
+    if not digest.startswith(wanted):
+        raise InputError(f"imagenet: {path}: its sha256 begins with {digest[:8]}, not {wanted}: fetch the file again")
     return path
 
 
-def _imagenet() -> tuple[str, bytes]:
-    path = imagenet_file()
-    data = path.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    wanted = path.stem.rsplit("-", 1)[1]
-    if not digest.startswith(wanted):
-        raise InputError(f"irnet.encoder=imagenet: {path}: its sha256 begins with {digest[:8]}, not {wanted}: fetch the file again")
-    return path.name, data
+def _hub_repository(architecture: str) -> tuple[str | None, str | None]:
+    """Where smp or timm publish the weights: repository and revision."""
+    if architecture.startswith("tu-"):
+        from timm.models import get_pretrained_cfg
+
+        timm = get_pretrained_cfg(architecture.removeprefix("tu-"), allow_unregistered=True)
+        return (timm.hf_hub_id if timm is not None else None), None
+    from segmentation_models_pytorch.encoders import encoders
+
+    settings = encoders[architecture]["pretrained_settings"].get("imagenet") or {}
+    return settings.get("repo_id"), settings.get("revision")
+
+
+def initialise(encoder: nn.Module, job: TrainingJob, architecture: str, normalisation: str) -> tuple[str, dict[str, Any]]:
+    """Put a job's `encoder` input, if it has one, into a network.
+
+    Args:
+        encoder: the network, with the names of the encoder of that architecture (a head may follow).
+        job: its input may be the record of an encoder file, of a classifier or of MoCo.
+        architecture: the encoder's name.
+        normalisation: what a network that begins with random weights uses.
+
+    Returns:
+        The normalisation that goes with the weights (a long training from them may choose its own), and where they come from.
+    """
+    if "encoder" not in job.inputs:
+        return normalisation, {"source": "random", "normalisation": normalisation}
+    record = job.inputs["encoder"]
+    data = job.attempt.store.read(record, "weights.safetensors")
+    weights = read_encoder(data, build_encoder(architecture), architecture, job.config.get("pathologies", ()))
+    own = {name: tensor for name, tensor in encoder.state_dict().items() if name not in weights.state}
+    load_encoder(encoder, own | weights.state)
+    found = {k: record.metrics[k] for k in ("source", "sha256") if k in record.metrics}
+    return weights.normalisation, {"source": record.address, "loaded": len(weights.state), "normalisation": weights.normalisation} | found

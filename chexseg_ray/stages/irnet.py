@@ -19,17 +19,18 @@ from chexseg_ray.artifacts import Record, Store
 from chexseg_ray.data.images import content_box
 from chexseg_ray.data.normalisation import network_input
 from chexseg_ray.errors import InputError
-from chexseg_ray.pretraining.encoders import load_encoder
 from chexseg_ray.progress import track
 from chexseg_ray.pseudo.affinity import IrnetLosses, PairLabels, irnet_losses, total_loss
 from chexseg_ray.pseudo.gating import open_gates
 from chexseg_ray.pseudo.ir_augmentation import Crop
 from chexseg_ray.pseudo.ir_labels import FOREGROUND
 from chexseg_ray.pseudo.irnet import STRIDE, DisplacementBranch, IRNet, polynomial_decay
+from chexseg_ray.stages.encoder import initialise
 from chexseg_ray.stages.execution import Made, Task
+from chexseg_ray.stages.replicas import Replica
 from chexseg_ray.stages.shards import Batch, ImageShards
 from chexseg_ray.stages.tables import label_matrix, read_manifest, split_cams
-from chexseg_ray.stages.train import NanLossError, Replica, Report, TrainingJob, begin, require_finite, result, run_training
+from chexseg_ray.stages.train import NanLossError, Report, TrainingJob, begin, require_finite, result, run_training
 from chexseg_ray.stages.training_state import StateKeeper, from_safetensors, to_safetensors
 
 
@@ -55,23 +56,14 @@ def _usable(job: TrainingJob) -> dict[str, npt.NDArray[np.int8]]:
     return out
 
 
-def _initial_model(job: TrainingJob) -> tuple[IRNet, dict[str, Any]]:
-    """The network with its trunk's weights, and where they come from."""
-    model = IRNet(job.config["displacement"])
-    if "encoder" not in job.inputs:
-        return model, {"source": "random"}
-    record = job.inputs["encoder"]
-    state, _ = from_safetensors(job.attempt.store.read(record, "weights.safetensors"))
-    load_encoder(model.trunk.layers, state)
-    return model, {k: record.metrics[k] for k in ("source", "sha256", "loaded")}
-
-
 def train(job: TrainingJob, report: Report) -> None:
     """The training loop: SGD without momentum, polynomial decay (paper appendix B.1)."""
-    config, start = job.config, time.monotonic()
+    config, start = dict(job.config), time.monotonic()
     device = begin(config["seed"], job.threads)
     replica = Replica.here()
-    model, encoder = _initial_model(job)
+    model = IRNet(config["displacement"])
+    normalisation, encoder = initialise(model.trunk.layers, job, "resnet50", config["normalisation"])
+    config["normalisation"] = normalisation
     model = model.to(device).train()
     optimiser = torch.optim.SGD(model.parameter_groups(config["learning_rate"]), lr=config["learning_rate"], weight_decay=config["weight_decay"])
     keeper = StateKeeper(job.attempt, job.state_seconds if replica.rank == 0 else math.inf)

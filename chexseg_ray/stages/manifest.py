@@ -37,7 +37,8 @@ def make(task: Task) -> Made:
     csv_field = "weak_csv" if split == "weak" else "test_csv" if own_test else "expert_csv"
     name = files[csv_field]
     assert name is not None, csv_field
-    table = read_csv(_read(source, name), name, pathologies)
+    columns = config.get("columns", {})
+    table = read_csv(_read(source, name), name, pathologies, columns)
     _refuse_outside(source, name, table["path"])
     in_view = table["view"].isin(config["views"])
     masks: Masks = {}
@@ -46,7 +47,7 @@ def make(task: Task) -> Made:
     else:
         masks_name = files["test_masks" if own_test else "expert_masks"]
         assert masks_name is not None
-        masks = read_mask_json(_read(source, masks_name), masks_name, pathologies)
+        masks = read_mask_json(_read(source, masks_name), masks_name, pathologies, columns)
         table = table[_annotated(table, masks, name, masks_name) & in_view]
         if not own_test:
             table = table[_expert_splits(table, masks, config) == split]
@@ -58,14 +59,14 @@ def make(task: Task) -> Made:
     return Made([entry], rows=len(table), metrics=_summary(table, masks, pathologies))
 
 
-def check_sources(source: Source, files: Mapping[str, str | None], pathologies: Sequence[str]) -> None:
+def check_sources(source: Source, files: Mapping[str, str | None], pathologies: Sequence[str], columns: Mapping[str, str]) -> None:
     """What no single manifest sees: a patient in two of the CSV files.
 
     Raises:
         InputError: naming files and patients.
     """
     names = [name for field in ("weak_csv", "expert_csv", "test_csv") if (name := files[field]) is not None]
-    refuse_shared_patients({name: read_csv(_read(source, name), name, pathologies)["patient_id"] for name in names})
+    refuse_shared_patients({name: read_csv(_read(source, name), name, pathologies, columns)["patient_id"] for name in names})
 
 
 def _read(source: Source, name: str) -> bytes:

@@ -1,16 +1,17 @@
 """Train DeepLabv3+ for one sweep point.
 
 INPUT   images {cxr_id, pixels} and masks {cxr_id, rle[K]} of expert_train and validation; with p < 1 the weak images and
-        their pseudo masks; with init chexpert a ResNet18 classifier's weights
+        their pseudo masks; with another init than random the encoder's weights
 OUTPUT  weights.safetensors; thresholds[K] with their sources in the record
-FAN-OUT one training a point; inside a trial of the sweep, or alone
+FAN-OUT one training a point; inside a trial of the sweep, or alone; 0, 1 or num_replicas workers, which share each batch
 """
 
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import nn
 
 from chexseg_ray.artifacts import Record
 from chexseg_ray.data.images import content_box
+from chexseg_ray.errors import InputError
 from chexseg_ray.evaluation.thresholds import (
     SEGMENTATION_GRID,
     Choice,
@@ -27,13 +29,13 @@ from chexseg_ray.evaluation.thresholds import (
     choose_segmentation_thresholds,
     common_pathologies,
 )
-from chexseg_ray.pretraining.encoders import encoder_state, load_encoder
-from chexseg_ray.segmentation.deeplab import build_deeplab
 from chexseg_ray.segmentation.mixing import draw_batch, expert_subset, trial_seed, weak_subset
+from chexseg_ray.segmentation.network import build_network, check_network
 from chexseg_ray.segmentation.training import predict, segmentation_update
-from chexseg_ray.stages.classifier import load_classifier
+from chexseg_ray.stages.encoder import initialise
 from chexseg_ray.stages.execution import Made, Task
 from chexseg_ray.stages.pool import Rows, accepted_ids, load_masks, load_pixels, shared_rows, unpack_masks
+from chexseg_ray.stages.replicas import Replica, update_seed
 from chexseg_ray.stages.train import NanLossError, Report, TrainingJob, begin, require_finite, result, run_training
 from chexseg_ray.stages.training_state import Progress, StateKeeper, from_safetensors, to_safetensors
 
@@ -87,21 +89,22 @@ def make(task: Task) -> Made:
     return run_training(train, job, resources, execution, f"segmentation-{task.step.fingerprint}")
 
 
+def check_networks(pairs: Iterable[tuple[str, str]], size: int, options: Mapping[str, Any]) -> None:
+    """Refuse what smp cannot build, before anything is trained.
+
+    Raises:
+        InputError: naming architecture and encoder.
+    """
+    for architecture, encoder in pairs:
+        try:
+            check_network(architecture, encoder, size, options)
+        except ValueError as error:
+            raise InputError(f"segmentation.architecture, segmentation.encoder: {error}: choose others") from None
+
+
 def build_model(config: Mapping[str, Any]) -> nn.Module:
     """The network of a segmentation step, with random weights."""
-    return build_deeplab(config["encoder"], len(config["pathologies"]), config["output_stride"], config["atrous_rates"])
-
-
-def _initial_model(job: SegmentationJob, seed: int) -> tuple[nn.Module, str]:
-    """The network with its encoder's initialisation, and the normalisation that goes with the encoder's weights."""
-    torch.manual_seed(seed)
-    model = build_model(job.config)
-    if "encoder" not in job.inputs:
-        return model, str(job.config["normalisation"])
-    classifier, facts = load_classifier(job.attempt.store, job.inputs["encoder"])
-    encoder: Any = model.encoder
-    load_encoder(encoder, encoder_state(classifier.state_dict()))
-    return model, str(facts["normalisation"])
+    return build_network(config["architecture"], config["encoder"], len(config["pathologies"]), config)
 
 
 def train(job: SegmentationJob, report: Report) -> None:
@@ -109,10 +112,12 @@ def train(job: SegmentationJob, report: Report) -> None:
     config, start = job.config, time.monotonic()
     seed = trial_seed(config["sweep_seed"], config["trial"])
     device = begin(seed, job.threads)
-    model, normalisation = _initial_model(job, seed)
+    replica, parts = Replica.here(), config["num_replicas"]
+    model: Any = build_model(config)
+    normalisation, encoder = initialise(model.encoder, job, config["encoder"], config["normalisation"])
     model = model.to(device).train()
     optimiser = torch.optim.Adam(model.parameters(), lr=config["learning_rate"], fused=True)
-    keeper = StateKeeper(job.attempt, job.state_seconds)
+    keeper = StateKeeper(job.attempt, job.state_seconds if replica.rank == 0 else math.inf)
     progress = keeper.load(model, optimiser)
     expert = job.masked_set("images_expert_train", "images_expert_train", ids) if (ids := job.expert_ids()) else None
     weak = job.masked_set("images_weak", "pseudo_masks", ids) if (ids := job.weak_ids()) else None
@@ -120,10 +125,11 @@ def train(job: SegmentationJob, report: Report) -> None:
     total = config["num_updates"]
     due = {math.ceil(total * (i + 1) / config["num_validations"]) for i in range(config["num_validations"])}
     while progress.update < total:
-        ids, pixels, masks = _batch(config, expert, weak, seed, progress.update)
-        torch.manual_seed((seed << 24) + progress.update)  # dropout
+        ids, pixels, masks = _batch(config, expert, weak, seed, progress.update, replica)
         inputs = torch.from_numpy(pixels).to(device), torch.from_numpy(masks).to(device)
-        loss = segmentation_update(model, optimiser, *inputs, normalisation, config["dice_smoothing"])
+        forward = partial(replica.forward, model, num_replicas=parts, seed=update_seed(seed, progress.update))
+        sum_ = replica.sum_ if replica.count > 1 else None
+        loss = segmentation_update(model, optimiser, *inputs, normalisation, config["dice_smoothing"], forward, sum_)
         if not math.isfinite(loss):
             raise NanLossError(f"segmentation update {progress.update}: loss is {loss}, images {', '.join(ids)}: lower segmentation.learning_rate")
         progress.update += 1
@@ -137,16 +143,19 @@ def train(job: SegmentationJob, report: Report) -> None:
     if progress.best:
         model.load_state_dict(progress.best)
     choices = _thresholds(model, expert, validation, config, normalisation, device)
-    _finish(job, model, normalisation, progress, choices, device, report, time.monotonic() - start)
+    facts = {"device": str(device), "threads": job.threads, "workers": replica.count, "training_seconds": round(time.monotonic() - start, 2)}
+    _finish(job, model, normalisation, encoder, progress, choices, replica, report, facts)
 
 
 def _batch(
-    config: Mapping[str, Any], expert: MaskedSet | None, weak: MaskedSet | None, seed: int, update: int
+    config: Mapping[str, Any], expert: MaskedSet | None, weak: MaskedSet | None, seed: int, update: int, replica: Replica
 ) -> tuple[list[str], npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """This process's share of a batch: ids, pixels uint8 [b, S, S], masks bool [b, K, S, S]."""
     sizes = len(expert.ids) if expert else 0, len(weak.ids) if weak else 0
     is_expert, index = draw_batch(*sizes, config["batch_size"], config["p"], seed, update)
+    own = replica.share(config["batch_size"])
     ids, pixels, masks = [], [], []
-    for from_expert, i in zip(is_expert, index, strict=True):
+    for from_expert, i in zip(is_expert[own], index[own], strict=True):
         source = expert if from_expert else weak
         assert source is not None
         ids.append(source.ids[i])
@@ -208,18 +217,19 @@ def _thresholds(
 
 
 def _finish(
-    job: SegmentationJob, model: nn.Module, normalisation: str, progress: Progress, choices: list[Choice], device: torch.device,
-    report: Report, seconds: float,
+    job: SegmentationJob, model: nn.Module, normalisation: str, encoder: dict[str, Any], progress: Progress, choices: list[Choice],
+    replica: Replica, report: Report, run: dict[str, Any],
 ) -> None:  # fmt: skip
     config = job.config
     thresholds = {
         name: {"threshold": c.threshold, "iou": None if math.isnan(c.iou) else c.iou, "source": c.source}
         for name, c in zip(config["pathologies"], choices, strict=True)
     }
-    keys = ("encoder", "output_stride", "atrous_rates", "pathologies", "size")
-    metadata = {k: config[k] for k in keys} | {"normalisation": normalisation}
+    keys = ("architecture", "encoder", "output_stride", "atrous_rates", "pathologies", "size")
+    metadata = {k: config[k] for k in keys if k in config} | {"normalisation": normalisation}
     require_finite("segmentation", model.state_dict(), progress.update, "segmentation.learning_rate")
-    entry = job.attempt.write("weights.safetensors", to_safetensors(dict(model.state_dict()), {"model": json.dumps(metadata)}))
+    weights = to_safetensors(dict(model.state_dict()), {"model": json.dumps(metadata)})
+    entries = [job.attempt.write("weights.safetensors", weights)] if replica.rank == 0 else []
     metrics = {
         "thresholds": thresholds,
         "best_update": progress.best_update if progress.best else progress.update,
@@ -228,14 +238,14 @@ def _finish(
         "weak_ids": len(job.weak_ids()),
         "expert_ids": len(job.expert_ids()),
         "normalisation": normalisation,
+        "encoder": encoder,
     }
-    report(result([entry], config["num_updates"] * config["batch_size"], metrics, {
-        "device": str(device), "threads": job.threads, "training_seconds": round(seconds, 2),
-    }))  # fmt: skip
+    report(result(entries, config["num_updates"] * config["batch_size"], metrics, run))
 
 
 def load_segmentation(attempt_store: Any, record: Record) -> tuple[nn.Module, dict[str, Any]]:
-    """The trained network in eval mode on the CPU, and {encoder, output_stride, atrous_rates, pathologies, size, normalisation}."""
+    """The trained network in eval mode on the CPU, and {architecture, encoder, pathologies, size, normalisation; for
+    DeepLab output_stride and atrous_rates}."""
     tensors, metadata = from_safetensors(attempt_store.read(record, "weights.safetensors"))
     facts: dict[str, Any] = json.loads(metadata["model"])
     model = build_model(facts)

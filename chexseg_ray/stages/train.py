@@ -6,7 +6,7 @@ asks `Replica.here()` which share of a batch is its own, and rank 0 alone writes
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from chexseg_ray.artifacts import Attempt, FileEntry, Record
 from chexseg_ray.errors import InputError, TransientError, fault_of, raise_fault
 from chexseg_ray.stages.execution import Execution, Made, Task, TrainResources
+from chexseg_ray.stages.replicas import Replica
 
 Report = Callable[[dict[str, Any]], None]
 Loop = Callable[[Any, Report], None]
@@ -59,36 +60,6 @@ def begin(seed: int, threads: int) -> torch.device:
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     return training_device()
-
-
-@dataclass(frozen=True)
-class Replica:
-    """One of `count` processes that train one network together; rank 0 of 1 in a process that trains alone."""
-
-    rank: int
-    count: int
-
-    @classmethod
-    def here(cls) -> "Replica":
-        from torch import distributed
-
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return cls(0, 1)
-        return cls(distributed.get_rank(), distributed.get_world_size())
-
-    def share(self, size: int) -> slice:
-        """This replica's consecutive part of a batch of `size`, a multiple of `count`."""
-        each = size // self.count
-        return slice(self.rank * each, (self.rank + 1) * each)
-
-    def sum_(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Replace each tensor by its sum over the replicas."""
-        if self.count > 1:
-            from torch import distributed
-
-            for tensor in tensors:
-                assert tensor.is_contiguous(), "all_reduce adds up a strided tensor's memory, not its elements, without a word"
-                distributed.all_reduce(tensor)
 
 
 def run_training(loop: Loop, job: Any, resources: TrainResources, execution: Execution, name: str) -> Made:

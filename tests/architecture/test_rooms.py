@@ -13,14 +13,16 @@ ALLOWED = {room: {"data", "errors", room} for room in SCIENCE} | {
     "config": {"errors"},
     "artifacts": {"errors"},
     "pipeline": {"config", "artifacts"},
-    "cost": {"artifacts"},
+    "cost": {"artifacts", "segmentation"},
+    "plan": {"artifacts", "build", "config", "cost", "pipeline", "progress"},
     "stages": {*SCIENCE, "artifacts", "errors", "progress", "stages"},
     "report": {"artifacts", "config", "data", "evaluation", "pipeline", "progress", "report"},
-    "build": {"artifacts", "config", "cost", "errors", "pipeline", "progress", "stages"},
-    "sweep": {"artifacts", "build", "config", "errors", "pipeline", "progress", "report", "segmentation", "stages"},
+    "build": {"artifacts", "config", "errors", "pipeline", "progress", "stages"},
+    "trials": {"artifacts", "build", "config", "cost", "errors", "pipeline", "progress", "stages"},
+    "sweep": {"artifacts", "build", "config", "pipeline", "plan", "progress", "report", "segmentation", "stages", "trials"},
     "command": {"config", "errors"},
 }
-RAY = {"stages", "sweep"}
+RAY = {"stages", "sweep", "trials"}
 
 
 def imports(path: Path) -> set[str]:

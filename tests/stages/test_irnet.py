@@ -23,9 +23,10 @@ from chexseg_ray.pseudo.irnet import IRNet
 from chexseg_ray.stages.execution import TrainResources
 from chexseg_ray.stages.irnet import irnet_update, load_irnet, training_sample
 from chexseg_ray.stages.propagation import PropagationActor
+from chexseg_ray.stages.replicas import Replica
 from chexseg_ray.stages.shards import ImageShards
 from chexseg_ray.stages.tables import binary_column, split_cams
-from chexseg_ray.stages.train import NanLossError, Replica, Report, TrainingJob, run_training
+from chexseg_ray.stages.train import NanLossError, Report, TrainingJob, run_training
 
 StartRay = Callable[[], None]
 UPDATE = {"normalisation": "imagenet", "radius": 4, "loss_weights": "sum"}

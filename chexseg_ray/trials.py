@@ -1,0 +1,167 @@
+"""Sweep points as Ray Tune trials: what each asks for, in which order, and what becomes of one that fails. Tune schedules; the store is the truth."""
+
+import json
+import os
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from chexseg_ray.artifacts import Step, Store
+from chexseg_ray.build import build, trial_resources
+from chexseg_ray.config import StudyConfig
+from chexseg_ray.cost import step_cost
+from chexseg_ray.errors import InputError
+from chexseg_ray.pipeline import SweepPoint
+from chexseg_ray.progress import say, track
+from chexseg_ray.stages.execution import Execution, TrainResources
+
+TRIAL_STEPS = frozenset({"segmentation", "evaluation"})
+GROUP_DRIVER_CPUS = 0.01  # a trial that drives a worker group must not hold the CPUs that its workers wait for
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A point to train, its evaluation step, and what it asks for."""
+
+    point: SweepPoint
+    step: Step
+    resources: TrainResources
+
+
+def already_running() -> None:
+    """Trials run inside Ray: nothing to start. (A function by name, so that it pickles.)"""
+
+
+def run_points(config: StudyConfig, waiting: Sequence[tuple[SweepPoint, Step]], store: Store, execution: Execution, folder: str) -> list[SweepPoint]:
+    """Train and evaluate the waiting points. Returns those that failed.
+
+    Points that ask for a worker group go first, in a `fit` of their own that starts no more of them than the cluster has room for; then
+    all others, each in its own process, several on a GPU where they ask for a part of it. The longest come first, so that at the end no
+    slot is idle for longer than one trial.
+    """
+    items = [Waiting(point, step, trial_resources(config, point.weak_n)) for point, step in longest_first(waiting)]
+    show = track("sweep: points", len(items))
+    groups, alone = [i for i in items if i.resources.num_workers], [i for i in items if not i.resources.num_workers]
+    for part in (groups, alone):
+        if part:
+            by_label = {item.point.label: item for item in part}
+            work = partial(_trial, by_label=by_label, store=store, execution=execution)
+            fit_trials(work, {label: item.resources for label, item in by_label.items()}, config.compute.max_failures, folder, show)
+    failed = [item for item in items if store.find(item.step) is None]
+    for item in failed:
+        say(f"failed: {item.point.label}: {_failure(store, item.step)}")
+    return [item.point for item in failed]
+
+
+def longest_first(waiting: Sequence[tuple[SweepPoint, Step]]) -> list[tuple[SweepPoint, Step]]:
+    """By the FLOPs of their trainings, most first; equal ones stay in order."""
+    return sorted(waiting, key=lambda each: -step_cost(each[1].inputs["segmentation"], {}, 0.0).flops)
+
+
+def fit_trials(
+    work: Callable[[Mapping[str, Any]], None],
+    resources: Mapping[str, TrainResources],
+    max_failures: int,
+    folder: str,
+    show: Callable[[int, str], None],
+) -> None:
+    """Run one trial for each label, started in that order; no scheduler, no early stopping.
+
+    Args:
+        work: gets {"point": label}.
+        resources: what each asks for, by label; all with workers, or all without.
+        max_failures: how often a trial whose process or node was lost is started again.
+        folder: for Tune's own bookkeeping.
+        show: told of each trial that ends.
+    """
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    from ray import tune
+    from ray.tune import FailureConfig, RunConfig, TuneConfig
+
+    def asked(space: Mapping[str, Any]) -> Any:
+        own = resources[space["point"]]
+        bundle = {"CPU": GROUP_DRIVER_CPUS} if own.num_workers else {"CPU": own.num_cpus, **({"GPU": own.num_gpus} if own.num_gpus else {})}
+        return tune.PlacementGroupFactory([bundle])
+
+    tuner = tune.Tuner(
+        tune.with_resources(work, asked),
+        param_space={"point": tune.grid_search(list(resources))},
+        tune_config=TuneConfig(reuse_actors=True, max_concurrent_trials=_groups_that_fit(list(resources.values()))),
+        run_config=RunConfig(
+            name="sweep",
+            storage_path=folder,
+            failure_config=FailureConfig(max_failures=max_failures),
+            callbacks=[_trial_lines(show)],
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+def _groups_that_fit(resources: Sequence[TrainResources]) -> int | None:
+    """How many of the largest worker groups the cluster holds at once, at least one; None for trials without workers."""
+    if not resources[0].num_workers:
+        return None
+    import ray
+
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    cpus = max(r.num_workers * r.num_cpus for r in resources) + GROUP_DRIVER_CPUS
+    gpus = max(r.num_workers * r.num_gpus for r in resources)
+    room = have.get("CPU", 0.0) // cpus
+    return max(1, int(min(room, have.get("GPU", 0.0) // gpus) if gpus else room))
+
+
+def _trial_lines(show: Callable[[int, str], None]) -> Any:
+    """A Tune callback that shows one line or bar step for every trial that ends."""
+    from ray.tune import Callback
+
+    class Lines(Callback):
+        def __init__(self) -> None:
+            self.done = 0
+
+        def _ended(self, trial: Any, how: str) -> None:
+            self.done += 1
+            show(self.done, f"{trial.config['point']} {how}")
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            self._ended(trial, "done" if (trial.last_result or {}).get("built", True) else "failed")
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            self._ended(trial, "failed")
+
+    return Lines()
+
+
+def _trial(space: Mapping[str, Any], by_label: Mapping[str, Waiting], store: Store, execution: Execution) -> None:
+    """One trial: train and evaluate one point. A fault of the point itself is written down, not raised (raising retries)."""
+    from ray import tune
+
+    item = by_label[space["point"]]
+    last: dict[str, Any] = {}
+
+    def report(metrics: dict[str, Any]) -> None:
+        last.update(metrics)
+        tune.report(dict(last))
+
+    try:
+        build(item.step, store, replace(execution, report=report, segmentation=item.resources), TRIAL_STEPS)
+    except InputError as error:
+        write_failure(store, item.step, error)
+        tune.report({**last, "built": False})
+        return
+    tune.report({**last, "built": True})
+
+
+def write_failure(store: Store, step: Step, error: BaseException) -> None:
+    """Say beside a step why it is not built; no record, so the next run tries again."""
+    details = {"error": str(error), "kind": type(error).__name__, "traceback": traceback.format_exc()}
+    store.put(f"{step.address}/failed.json", json.dumps(details, indent=1).encode())
+
+
+def _failure(store: Store, step: Step) -> str:
+    try:
+        return str(json.loads(store.get(f"{step.address}/failed.json"))["error"])
+    except FileNotFoundError:
+        return "its process ended; see Ray's logs"

@@ -1,0 +1,95 @@
+"""The plan of the paper's whole experiment, without any data."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from chexseg_ray.artifacts import Store
+from chexseg_ray.build import load_plan
+from chexseg_ray.config import load_config
+from chexseg_ray.pipeline import Study, named_points
+from chexseg_ray.plan import PlannedStep, plan, print_plan
+from chexseg_ray.trials import longest_first
+
+PAPER = Path(__file__).resolve().parent.parent / "configs" / "paper.yaml"
+CONFIG = load_config(PAPER)
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    found, absent = load_plan(CONFIG)
+    assert len(absent) == 1
+    assert "data.root=data" in absent[0]
+    return found
+
+
+@pytest.fixture(scope="module")
+def planned(study: Study, tmp_path_factory: pytest.TempPathFactory) -> list[PlannedStep]:
+    return plan(study, Store.open(str(tmp_path_factory.mktemp("empty"))), CONFIG)
+
+
+def test_the_paper_is_40_settings_and_120_trainings_of_the_132_that_its_tables_name(study: Study) -> None:
+    assert len(named_points(CONFIG)) == 132
+    assert len(study.points) == 120
+    assert len({step.inputs["segmentation"].address for _, step in study.points}) == 120
+    settings = {replace(point, trial=0) for point, _ in study.points}
+    assert len(settings) == 40
+    assert {point.trial for point, _ in study.points} == {0, 1, 2}
+
+
+def test_each_table_of_the_paper_is_there(study: Study) -> None:
+    found = {(p.method, p.p, p.init, p.weak_n) for p, _ in study.points}
+    methods, inits = ("gradcam", "irnet"), ("random", "imagenet", "moco", "chexpert")
+    table_1 = {(m, p, "chexpert", 100) for m in methods for p in (0.0, 0.2, 0.4, 0.6, 0.8, 0.85, 0.9)} | {(None, 1.0, "chexpert", 0)}
+    figure_3a = {(None, 1.0, init, 0) for init in inits}
+    table_2 = {(m, 0.0, init, n) for m in methods for init in inits for n in (100, 2000, 20000)}
+    assert found == table_1 | figure_3a | table_2
+
+
+def test_upstream_is_made_once(study: Study) -> None:
+    names = [step.name for step in study.upstream()]
+    assert {name: names.count(name) for name in ("classifier", "moco", "irnet", "cams", "propagation", "pseudo_masks", "encoder")} == {
+        "classifier": 2, "moco": 1, "irnet": 1, "cams": 1, "propagation": 1, "pseudo_masks": 2, "encoder": 3,
+    }  # fmt: skip
+
+
+def test_every_point_of_one_size_of_weak_set_has_the_same_updates_and_rate(study: Study) -> None:
+    seen = {(p.weak_n, s.inputs["segmentation"].config["num_updates"], s.inputs["segmentation"].config["learning_rate"]) for p, s in study.points}
+    assert seen == {(0, 620, 1e-3), (100, 620, 1e-3), (2000, 5400, 1e-3), (20000, 50400, 1e-4)}
+
+
+def test_its_cost_is_what_the_reference_reckons(planned: list[PlannedStep]) -> None:
+    def petaflops(name: str) -> float:
+        return sum(item.cost.flops for item in planned if item.step.name == name) / 1e15
+
+    assert petaflops("segmentation") == pytest.approx(465, rel=0.1)  # 412 + 41 + 11
+    assert petaflops("classifier") == pytest.approx(38, rel=0.1)  # 23 + 15
+    assert petaflops("moco") == pytest.approx(130, rel=0.1)
+    assert petaflops("cams") == pytest.approx(2.6, rel=0.1)
+    images = sum(item.cost.written for item in planned if item.step.name == "images")
+    assert images == pytest.approx(23e9 * 0.7, rel=0.1)
+    cams = next(item for item in planned if item.step.name == "cams")
+    assert cams.cost.written / cams.cost.images == pytest.approx(2040)
+
+
+def test_the_plan_prints_matrix_sharing_and_cost(study: Study, planned: list[PlannedStep], capsys: pytest.CaptureFixture[str]) -> None:
+    print_plan(planned, study, CONFIG)
+    text = capsys.readouterr().out
+    assert "0 hits, 259 misses" in text
+    assert "40 settings, 120 trainings (132 as the grids name them, 12 of them repeated)" in text
+    assert "gradcam      chexpert  100     all      deeplabv3plus/resnet18  0 (3)  0.2 (3)  0.4 (3)  0.6 (3)  0.8 (3)  0.85 (3)  0.9 (3)" in text
+    lines = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ")}
+    assert lines["irnet"]
+    assert "114 of 120" in text, "the weak images serve every training but the 12 - 6 of p = 1"
+    for column in ("PFLOP", "written", "GPU-hours", "CPU-hours", "USD"):
+        assert column in lines["stage"]
+    total = next(line.split() for line in text.splitlines() if line.startswith("  all "))
+    assert float(total[-1]) == pytest.approx(float(total[-3]) * 1.0 + float(total[-2]) * 0.05, abs=0.02), "money at the stated rates"
+
+
+def test_the_longest_trainings_start_first(study: Study) -> None:
+    order = [point.weak_n for point, _ in longest_first(study.points)]
+    assert order == sorted(order, key=lambda n: -max(n, 100)) or [n for n in order if n > 100] == sorted((n for n in order if n > 100), reverse=True)
+    assert order[:24] == [20000] * 24
+    assert order[24:48] == [2000] * 24
