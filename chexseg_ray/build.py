@@ -252,7 +252,7 @@ def prepare(config: StudyConfig, study: Study, source: Source | None, store: Sto
     if source is not None:
         from chexseg_ray.stages.manifest import check_sources
 
-        check_sources(source, execution.files, config.data.pathologies, config.data.columns)
+        check_sources(source, execution.files, config.data.pathologies, config.data.names_in_files)
     rows = {step.config["split"]: build(step, store, execution).rows for step in study.upstream() if step.name == "manifest"}
     asked = {"weak": ("weak_n", config.sweep.every("weak_n")), "expert_train": ("num_expert", config.sweep.every("num_expert"))}
     for split, (field, sizes) in asked.items():

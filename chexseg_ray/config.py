@@ -63,7 +63,7 @@ class DataConfig(_Section):
     root: str | None
     licence: str | None
     pathologies: Names
-    columns: Annotated[dict[str, str], Field(strict=False)]
+    columns: Annotated[dict[str, OneOrMore], Field(strict=False)]
     weak_csv: str | None
     expert_csv: str | None
     expert_masks: str | None
@@ -97,6 +97,11 @@ class DataConfig(_Section):
         if self.expert_csv is not None and self.num_validation < 1:
             raise ValueError("num_validation must be at least 1 when there are expert masks")
         return self
+
+    @property
+    def names_in_files(self) -> dict[str, list[str]]:
+        """What `columns` says: the names that the files may use, preferred first."""
+        return {name: [value] if isinstance(value, str) else list(value) for name, value in self.columns.items()}
 
 
 class EncoderClassifierConfig(_Section):

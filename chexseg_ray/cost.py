@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from chexseg_ray.artifacts import Step
 
 # GFLOP (2 x multiply-adds) of one forward pass of one 320 px image, and million weights (tests count both)
-_FORWARD = {"densenet121": 11.6, "resnet18": 7.4, "deeplabv3plus/resnet18": 14.3, "irnet": 25.6}
-_WEIGHTS = {"densenet121": 7.0, "resnet18": 11.2, "deeplabv3plus/resnet18": 12.3, "irnet": 23.6}
+_FORWARD = {"densenet121": 11.6, "resnet18": 7.4, "resnet50": 16.7, "deeplabv3plus/resnet18": 14.3, "irnet": 25.6}
+_WEIGHTS = {"densenet121": 7.0, "resnet18": 11.2, "resnet50": 23.5, "deeplabv3plus/resnet18": 12.3, "irnet": 23.6}
 _TRAINING = 3  # forward and backward, in forward passes
 _RLE_BYTES, _MASK_SECONDS, _DRAW_SECONDS = 90, 0.006, 0.03  # a pseudo mask in Parquet; ten masks of an image; a phantom
 _UNKNOWN = 100  # images of a split whose size nobody says

@@ -105,7 +105,7 @@ class _Graph:
         if not own_test and split != "weak":
             shared |= {"num_validation": data.num_validation, "num_test": data.num_test, "split_seed": data.split_seed}
         # the phantom's files are named by its own step, a user's by their content
-        shared |= {"columns": dict(data.columns)} if data.columns else {}
+        shared |= {"columns": data.names_in_files} if data.columns else {}
         identity = {"files": [getattr(data, f) for f in fields]} if self.phantom else {"sha256": {f: self.sources[f] for f in fields}}
         return _step("manifest", {**shared, **identity}, **self.phantom)
 

@@ -187,7 +187,7 @@ def test_grids_are_added_up_and_their_axes_are_the_sweeps_own_where_they_name_no
 
 
 def test_an_annotation_budget_changes_what_is_tuned_and_trained_and_nothing_above() -> None:
-    study = graph("sweep.p=[0.5]", "sweep.num_expert=[2, 4]", "sweep.trials=2")
+    study = graph("sweep.p=[0.5]", "sweep.num_expert=[2, 4]", "sweep.trials=2", "sweep.init=[random]")
     names = [step.name for step in study.steps()]
     assert names.count("segmentation") == 4
     assert names.count("pseudo_masks") == 4, "thresholds are tuned on each budget's own masks, trial by trial"

@@ -22,15 +22,16 @@ _LABELS = {"": np.nan, "1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "
 _BELOW_SPLIT = re.compile(r"(?:^|/)((?:train|valid|val|test)/(.+))$")
 
 
-def read_csv(data: bytes, source: str, pathologies: Sequence[str], columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+def read_csv(data: bytes, source: str, pathologies: Sequence[str], columns: Mapping[str, Sequence[str]] | None = None) -> pd.DataFrame:
     """Parse a CheXpert CSV, or that of another data set by the names of its columns.
 
     Args:
         data: the file's bytes; UTF-8, with or without BOM, LF or CRLF.
         source: the file's name, for messages.
         pathologies: K names, each a column of the file (Lung Opacity serves Airspace Opacity).
-        columns: the file's names for `Path`, `Frontal/Lateral` and pathologies, where they differ. With a `Patient` column any folder layout
-            will do: a path is then relative to the CSV's folder, and an id is the path without its ending, / as _.
+        columns: the names that the file may use for `Path`, `Frontal/Lateral` and pathologies, where they differ, preferred first. With a
+            `Patient` column any folder layout will do: a path is then relative to the CSV's folder, and an id is the path without its
+            ending, / as _.
 
     Returns:
         One row an image, in file order: `path` (relative to the CSV's folder, in CheXpert's layout from train/, valid/, val/ or test/ on, so
@@ -40,16 +41,17 @@ def read_csv(data: bytes, source: str, pathologies: Sequence[str], columns: Mapp
     Raises:
         InputError: with the column or row and the rule, for every fault of the file.
     """
-    table, names = _parse(data, source), dict(columns or {})
-    for wanted, name in {"Path": "Path", **names}.items():
-        if name not in table.columns:
+    table, named = _parse(data, source), {"Path": ["Path"], "Frontal/Lateral": ["Frontal/Lateral"], **(columns or {})}
+    names = {wanted: next((name for name in own if name in table.columns), own[0]) for wanted, own in named.items()}
+    for wanted, name in names.items():
+        if name not in table.columns and (wanted == "Path" or wanted in (columns or {})):
             raise InputError(f"{source}: has no column {name!r}: give CheXpert's format, or name the column of {wanted} in data.columns")
     if table.empty:
         raise InputError(f"{source}: has no rows: name another file")
-    paths = [_checked_path(path, source, row) for row, path in enumerate(table[names.get("Path", "Path")], start=2)]
+    paths = [_checked_path(path, source, row) for row, path in enumerate(table[names["Path"]], start=2)]
     out = _identities(paths, source) if "Patient" not in names else _named_identities(paths, table[names["Patient"]], source)
     _refuse_duplicates(out["cxr_id"], source)
-    out["view"] = _views(table, out["cxr_id"], names.get("Frontal/Lateral", "Frontal/Lateral"), source)
+    out["view"] = _views(table, out["cxr_id"], names["Frontal/Lateral"], source)
     for pathology in pathologies:
         out[pathology] = _labels(table, pathology, (names[pathology],) if pathology in names else names_of(pathology), source)
     return out

@@ -99,7 +99,9 @@ def rasterise(contours: Sequence[Sequence[Sequence[float]]], height: int, width:
     return np.asarray(image, dtype=bool)
 
 
-def read_mask_json(data: bytes, source: str, pathologies: Sequence[str], columns: Mapping[str, str] | None = None) -> dict[str, dict[str, Rle]]:
+def read_mask_json(
+    data: bytes, source: str, pathologies: Sequence[str], columns: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, dict[str, Rle]]:
     """Parse a CheXlocalize segmentation file (RLE) or annotation file (polygons, with img_size).
 
     Args:
@@ -120,7 +122,7 @@ def read_mask_json(data: bytes, source: str, pathologies: Sequence[str], columns
         raise InputError(f"{source}: no JSON: give CheXlocalize's segmentation or annotation file") from None
     if not isinstance(raw, dict) or not all(isinstance(entry, dict) for entry in raw.values()):
         raise InputError(f"{source}: not {{cxr_id: {{pathology: mask}}}}: give CheXlocalize's segmentation or annotation file")
-    names = {name: (*([columns[name]] if columns and name in columns else []), *names_of(name)) for name in pathologies}
+    names = {name: (*(columns or {}).get(name, ()), *names_of(name)) for name in pathologies}
     masks = {cxr_id: {name: _mask(entry, name, names[name], cxr_id, source) for name in pathologies} for cxr_id, entry in raw.items()}
     for cxr_id, own in masks.items():
         first = next(iter(own.values()))

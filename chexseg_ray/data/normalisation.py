@@ -10,7 +10,7 @@ STATISTICS: dict[str, tuple[tuple[float, float, float], tuple[float, float, floa
 
 
 def network_input(pixels: torch.Tensor, normalisation: str) -> torch.Tensor:
-    """uint8 grey [B, S, S] to [B, 3, S, S] of the default float type, normalised by the named statistics; padding (0) is normalised like any pixel."""
+    """uint8 grey [B, S, S] to [B, 3, S, S] of the default float type, normalised by the named statistics, padding (0) like any pixel."""
     mean, std = (torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) for values in STATISTICS[normalisation])
     grey = pixels.unsqueeze(1).to(torch.get_default_dtype()) / 255.0
     return (grey - mean) / std

@@ -129,5 +129,5 @@ def initialise(encoder: nn.Module, job: TrainingJob, architecture: str, normalis
     weights = read_encoder(data, build_encoder(architecture), architecture, job.config.get("pathologies", ()))
     own = {name: tensor for name, tensor in encoder.state_dict().items() if name not in weights.state}
     load_encoder(encoder, own | weights.state)
-    found = {k: record.metrics[k] for k in ("source", "sha256") if k in record.metrics}
-    return weights.normalisation, {"source": record.address, "loaded": len(weights.state), "normalisation": weights.normalisation} | found
+    facts = {"source": record.name, "record": record.address, "loaded": len(weights.state), "normalisation": weights.normalisation}
+    return weights.normalisation, facts | {k: record.metrics[k] for k in ("source", "sha256") if k in record.metrics}

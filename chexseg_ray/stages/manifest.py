@@ -59,7 +59,7 @@ def make(task: Task) -> Made:
     return Made([entry], rows=len(table), metrics=_summary(table, masks, pathologies))
 
 
-def check_sources(source: Source, files: Mapping[str, str | None], pathologies: Sequence[str], columns: Mapping[str, str]) -> None:
+def check_sources(source: Source, files: Mapping[str, str | None], pathologies: Sequence[str], columns: Mapping[str, Sequence[str]]) -> None:
     """What no single manifest sees: a patient in two of the CSV files.
 
     Raises:

@@ -1,5 +1,7 @@
 """Reading CheXpert's CSV by name, with every refusal."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -81,3 +83,40 @@ def test_a_fault_is_named_with_its_row(data: bytes, message: str) -> None:
 def test_a_patient_in_two_files_is_refused() -> None:
     with pytest.raises(InputError, match=r"a.csv and c.csv share 2 patients \(p1, p2\)"):
         refuse_shared_patients({"a.csv": ["p1", "p2", "p3"], "b.csv": ["p9"], "c.csv": ["p2", "p1"]})
+
+
+OTHER = b"file,pid,projection,opac,tube\nimg/a.png,p1,Frontal,1,0\nimg/b.png,p1,Lateral,0,\nimg/c.png,p2,Frontal,-1,1\n"
+NAMES = {
+    "Path": ["file"], "Patient": ["patient", "pid"], "Frontal/Lateral": ["projection"], "Airspace Opacity": ["opac"], "Support Devices": ["tube"],
+}  # fmt: skip
+
+
+def test_another_data_set_is_read_by_the_names_of_its_columns_in_any_folders() -> None:
+    table = read_csv(OTHER, "own.csv", ["Support Devices", "Airspace Opacity"], NAMES)
+    assert list(table["path"]) == ["img/a.png", "img/b.png", "img/c.png"]
+    assert list(table["cxr_id"]) == ["img_a", "img_b", "img_c"]
+    assert list(table["patient_id"]) == ["p1", "p1", "p2"]
+    assert list(table["view"]) == ["frontal", "lateral", "frontal"]
+    assert table["Airspace Opacity"].tolist() == [1.0, 0.0, -1.0]
+    assert np.isnan(table["Support Devices"][1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"Path": ["fyle"]}, "has no column 'fyle': give CheXpert's format, or name the column of Path in data.columns"),
+        ({"Airspace Opacity": ["Lung Opacity"]}, "has no column 'Lung Opacity'"),
+        ({"Patient": ["nobody"]}, "name the column of Patient"),
+        ({"Frontal/Lateral": ["opac"]}, "row 2: opac is '1': write Frontal or Lateral"),
+    ],
+)
+def test_a_column_that_is_not_there_is_named(change: dict[str, list[str]], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_csv(OTHER, "own.csv", ["Airspace Opacity"], NAMES | change)
+
+
+def test_a_row_without_patient_is_refused_and_so_is_another_layout_without_a_column_of_patients() -> None:
+    with pytest.raises(InputError, match="row 3: pid is blank"):
+        read_csv(OTHER.replace(b"b.png,p1", b"b.png, "), "own.csv", ["Airspace Opacity"], NAMES)
+    with pytest.raises(InputError, match="name the column of patients as Patient"):
+        read_csv(OTHER, "own.csv", ["Airspace Opacity"], {name: column for name, column in NAMES.items() if name != "Patient"})

@@ -65,3 +65,12 @@ def test_an_annotation_file_is_rasterised_and_absent_pathologies_are_empty() -> 
     assert decode_rle(masks["Edema"]).sum() == 9
     assert np.array_equal(decode_rle(masks["Edema"]), rasterise(square, 6, 5))
     assert is_empty(masks["Cardiomegaly"])
+
+
+def test_a_mask_file_of_another_data_set_may_use_its_own_names() -> None:
+    rle = {"size": [2, 3], "counts": encode_rle(np.array([[1, 0, 0], [0, 1, 1]], dtype=bool))}
+    data = json.dumps({"img_a": {"opac": rle, "Edema": rle}}).encode()
+    masks = read_mask_json(data, "own.json", ["Airspace Opacity", "Edema"], {"Airspace Opacity": ["opac"]})
+    assert masks["img_a"]["Airspace Opacity"].counts == rle["counts"] == masks["img_a"]["Edema"].counts
+    with pytest.raises(InputError, match="Airspace Opacity: is missing"):
+        read_mask_json(data, "own.json", ["Airspace Opacity"])

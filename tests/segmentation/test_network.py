@@ -33,7 +33,7 @@ def test_what_cannot_be_built_is_refused_with_its_name(architecture: str, encode
         check_network(architecture, encoder, size, DEEPLAB)
 
 
-@pytest.mark.parametrize("network", ["densenet121", "resnet18", "deeplabv3plus/resnet18"])
+@pytest.mark.parametrize("network", ["densenet121", "resnet18", "resnet50", "deeplabv3plus/resnet18"])
 def test_the_plans_table_of_flops_and_weights_is_what_a_counter_counts(network: str) -> None:
     flops, weights = count_network(network, 320)
     assert cost._FORWARD[network] == pytest.approx(flops, rel=0.01)

@@ -27,7 +27,7 @@ def job(private_home: dict[str, str]) -> Job:
 
     def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(REPOSITORY / "jobs" / name), *arguments]
-        return subprocess.run(command, env=private_home, cwd=private_home["HOME"], capture_output=True, text=True, timeout=400, check=False)
+        return subprocess.run(command, env=private_home, cwd=private_home["HOME"], capture_output=True, text=True, timeout=1500, check=False)
 
     return run
 

@@ -72,7 +72,7 @@ def test_a_sweep_extended_by_irnet_builds_what_irnet_needs_and_nothing_else(tiny
     new = sorted(address.split("/")[0] for address in after - before)
     assert new == ["evaluation"] * 2 + ["irnet", "propagation", "pseudo_masks"] + ["segmentation"] * 2
     record = record_of(irnet_store, "irnet")
-    assert record.metrics["encoder"] == {"source": "random"}
+    assert record.metrics["encoder"] == {"source": "random", "normalisation": "imagenet"}
     assert record.metrics["images_used"] == len(usable(Store.open(str(irnet_store)), step_of(irnet_store, "irnet"))) == record.rows
     assert record.metrics["images_without_target"] > 0
     page = (irnet_store / "report" / "tiny" / "index.html").read_text()
@@ -185,7 +185,9 @@ def test_encoder_weights_from_a_file_are_in_the_network_and_in_the_record(irnet_
     torch.save(weights, file)
     record = build_here(irnet_copy, "irnet", private_ray, f"irnet.encoder={file}", "irnet.num_updates=1")
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert record.metrics["encoder"] == {"source": str(file), "sha256": sha256, "loaded": len(weights) - 2}
+    made = f"encoder/{record.inputs['encoder']}"
+    facts = {"source": str(file), "sha256": sha256, "record": made, "loaded": len(weights) - 2, "normalisation": "imagenet"}
+    assert record.metrics["encoder"] == facts
     model, _ = load_irnet(Store.open(str(irnet_copy)), record)
     for name, tensor in model.trunk.layers.state_dict().items():
         assert torch.equal(tensor, weights[name]), name

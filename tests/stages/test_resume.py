@@ -21,8 +21,7 @@ import sys
 from chexseg_ray.artifacts import Store
 from chexseg_ray.build import build, load_study, make_execution
 from chexseg_ray.config import load_config
-overrides = ["compute.state_seconds=0", "compute.classifier.threads=1", "compute.irnet.threads=1", "sweep.method=[gradcam, irnet]"]
-config = load_config(sys.argv[1], [f"store.root={sys.argv[2]}", *overrides])
+config = load_config(sys.argv[1], [f"store.root={sys.argv[2]}", "compute.state_seconds=0", *sys.argv[4:]])
 store = Store.open(config.store.root)
 study, source = load_study(config)
 step = next(s for s in study.steps() if s.address == sys.argv[3])
@@ -30,9 +29,13 @@ build(step, store, make_execution(config, source, lambda: None, store))
 """
 
 
+MOCO = "sweep.init=[random, chexpert, moco]"
+ONE_THREAD = [IRNET, MOCO, "moco.num_updates=9", *(f"compute.{stage}.threads=1" for stage in ("classifier", "moco", "irnet"))]
+
+
 def find_step(store: Path, name: str, architecture: str | None) -> Step:
-    study, _ = load_study(tiny(store, IRNET))
-    return next(s for s in study.steps() if s.name == name and s.config.get("architecture") == architecture)
+    study, _ = load_study(tiny(store, *ONE_THREAD))
+    return next(s for s in study.steps() if s.name == name and architecture in (None, s.config.get("architecture")))
 
 
 def weights_of(store: Path, step: Step) -> tuple[str, list[dict[str, float]]]:
@@ -41,21 +44,21 @@ def weights_of(store: Path, step: Step) -> tuple[str, list[dict[str, float]]]:
     return next(f.sha256 for f in record.files if f.path == "weights.safetensors"), record.metrics["history"]
 
 
-@pytest.mark.parametrize(("name", "architecture"), [("classifier", "resnet18"), ("irnet", None), ("segmentation", None)])
+@pytest.mark.parametrize(("name", "architecture"), [("classifier", "resnet18"), ("moco", None), ("irnet", None), ("segmentation", None)])
 def test_a_killed_training_ends_byte_equal_to_an_undisturbed_one(
     name: str, architecture: str | None, irnet_copy: Path, tmp_path: Path, private_home: dict[str, str]
 ) -> None:
     step = find_step(irnet_copy, name, architecture)
-    shutil.rmtree(irnet_copy / step.address)
+    shutil.rmtree(irnet_copy / step.address, ignore_errors=True)
     undisturbed = Path(shutil.copytree(irnet_copy, tmp_path / "undisturbed"))
-    config = tiny(undisturbed, IRNET, "compute.classifier.threads=1", "compute.irnet.threads=1")
+    config = tiny(undisturbed, *ONE_THREAD)
     store = Store.open(str(undisturbed))
     _, source = load_study(config)
     build(step, store, make_execution(config, source, lambda: None, store))
 
-    arguments = [sys.executable, "-c", BUILD, str(TINY), str(irnet_copy), step.address]
+    arguments = [sys.executable, "-c", BUILD, str(TINY), str(irnet_copy), step.address, *ONE_THREAD]
     process = subprocess.Popen(arguments, env=private_home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    after = "000000003" if name == "irnet" else "000000007"
+    after = "000000003" if name == "irnet" else "000000005" if name == "moco" else "000000007"
     states = irnet_copy / step.address / "state"
     deadline = time.monotonic() + 120
     while not any(p.name[:9] >= after for p in states.glob("0*") if not p.name.endswith(".tmp")):
@@ -77,7 +80,7 @@ def test_a_worker_group_of_one_gives_the_bytes_of_local_mode(store_copy: Path, p
     hashes = []
     for workers in (0, 1):
         shutil.rmtree(store_copy / step.address)
-        config = tiny(store_copy, f"compute.classifier={{num_workers: {workers}, num_cpus: 1, num_gpus: 0, threads: 1}}")
+        config = tiny(store_copy, *ONE_THREAD, f"compute.classifier={{num_workers: {workers}, num_cpus: 1, num_gpus: 0, threads: 1}}")
         store = Store.open(str(store_copy))
         _, source = load_study(config)
         record = build(step, store, make_execution(config, source, private_ray, store))
