@@ -30,10 +30,10 @@ from chexseg_ray.stages.shards import Batch, Sample
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 CONFIG: dict[str, Any] = {
-    "architecture": "resnet18", "normalisation": "chexpert", "queue_size": 256, "momentum": 0.99, "temperature": 0.2, "dimensions": 128,
-    "rotation_degrees": 10.0, "min_crop": float(__import__("os").environ.get("MC","0.5")), "batch_size": 32, "num_replicas": 1,
+    "architecture": "resnet18", "normalisation": "chexpert", "queue_size": 256, "momentum": 0.999, "temperature": 0.2, "dimensions": 128,
+    "rotation_degrees": 10.0, "min_crop": 1.0, "batch_size": 32, "num_replicas": 1,
 }  # fmt: skip
-LEARNING_RATE = float(__import__("os").environ.get("LR", "1e-3"))
+LEARNING_RATE = 1e-4
 
 
 def draw(images: Sequence[PhantomImage], size: int) -> tuple[list[Sample], npt.NDArray[np.float64]]:
@@ -73,7 +73,7 @@ def probe(encoder: torch.nn.Module, train: tuple[list[Sample], Any], test: tuple
 
 def one_seed(seed: int, updates: int, size: int) -> tuple[float, float]:
     """The probe of the random and of the trained encoder."""
-    plan = plan_phantom(int(__import__("os").environ.get("NP", "1200")), 260, 260, 2000 + seed)
+    plan = plan_phantom(1200, 260, 260, 2000 + seed)
     unlabelled = draw([i for i in plan if i.split == "train"], size)[0]
     train, test = (draw([i for i in plan if i.split == split][:400], size) for split in ("valid", "test"))
     config = CONFIG | {"seed": seed, "size": size}
@@ -97,7 +97,7 @@ def one_seed(seed: int, updates: int, size: int) -> tuple[float, float]:
 
 def main() -> None:
     """Every seed, then means with Student's t intervals."""
-    seeds, updates, size = (int(v) for v in [*sys.argv[1:], *("5", "600", "64")[len(sys.argv) - 1 :]])
+    seeds, updates, size = (int(v) for v in [*sys.argv[1:], *("5", "300", "64")[len(sys.argv) - 1 :]])
     torch.set_num_threads(2)
     print(describe())
     results = []

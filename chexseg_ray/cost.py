@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from chexseg_ray.artifacts import Step
+from chexseg_ray.errors import InputError
 
 # GFLOP (2 x multiply-adds) of one forward pass of one 320 px image, and million weights (tests count both)
 _FORWARD = {"densenet121": 11.6, "resnet18": 7.4, "resnet50": 16.7, "deeplabv3plus/resnet18": 14.3, "irnet": 25.6}
@@ -104,5 +105,8 @@ def _measured(network: str) -> tuple[float, float]:
     if network not in _FORWARD:
         from chexseg_ray.segmentation.network import count_network
 
-        _FORWARD[network], _WEIGHTS[network] = count_network(network, 320)
+        try:
+            _FORWARD[network], _WEIGHTS[network] = count_network(network, 320)
+        except ValueError as error:
+            raise InputError(f"segmentation.architecture, segmentation.encoder: {error}: choose others") from None
     return _FORWARD[network], _WEIGHTS[network]

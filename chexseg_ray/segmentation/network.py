@@ -66,7 +66,10 @@ def count_network(name: str, size: int) -> tuple[float, float]:
         if architecture:
             network = build_network(architecture, encoder, 10, {"output_stride": 16, "atrous_rates": (12, 24, 36)})
         else:
-            network = smp.encoders.get_encoder(encoder, weights=None)
+            try:
+                network = smp.encoders.get_encoder(encoder, weights=None)
+            except (KeyError, RuntimeError) as error:
+                raise ValueError(f"smp has no encoder {encoder!r} ({' '.join(str(error).split())[:80]})") from None
         with FlopCounterMode(display=False) as counter:
             network.eval()(torch.zeros(1, 3, size, size))
     return counter.get_total_flops() / 1e9, sum(p.numel() for p in network.parameters()) / 1e6

@@ -13,7 +13,7 @@ ALLOWED = {room: {"data", "errors", room} for room in SCIENCE} | {
     "config": {"errors"},
     "artifacts": {"errors"},
     "pipeline": {"config", "artifacts"},
-    "cost": {"artifacts", "segmentation"},
+    "cost": {"artifacts", "errors", "segmentation"},
     "plan": {"artifacts", "build", "config", "cost", "pipeline", "progress"},
     "stages": {*SCIENCE, "artifacts", "errors", "progress", "stages"},
     "report": {"artifacts", "config", "data", "evaluation", "pipeline", "progress", "report"},

