@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -212,6 +212,32 @@ def trial_resources(config: StudyConfig, weak_n: int) -> TrainResources:
     """What the trial of a point with that many weak images asks for."""
     c = config.compute.segmentation
     return TrainResources(for_weak_n(c.num_workers, weak_n), for_weak_n(c.num_cpus, weak_n), for_weak_n(c.num_gpus, weak_n), c.threads)
+
+
+def refuse_what_is_lacking(config: StudyConfig, study: Study, have: Mapping[str, float]) -> None:
+    """Refuse a study that would wait for ever on a machine that cannot grow.
+
+    Raises:
+        InputError: naming the field of `compute`, what it asks for and what there is.
+    """
+    used = {step.name for step in study.steps()}
+    asked: list[tuple[str, float, float]] = []
+    for stage in ("cams", "propagation"):
+        own = getattr(config.compute, stage)
+        asked += [(stage, own.min_actors * own.num_cpus, own.min_actors * own.num_gpus)] if stage in used else []
+    for stage in ("classifier", "moco", "irnet"):
+        own = getattr(config.compute, stage)
+        asked += [(stage, own.num_workers * own.num_cpus, own.num_workers * own.num_gpus)] if stage in used else []
+    for weak_n in {point.weak_n for point, _ in study.points}:
+        trial = trial_resources(config, weak_n)
+        asked.append(("segmentation", max(1, trial.num_workers) * trial.num_cpus, max(1, trial.num_workers) * trial.num_gpus))
+    for stage, cpus, gpus in asked:
+        for kind, amount, there in (("CPU", cpus, have.get("CPU", 0.0)), ("GPU", gpus, have.get("GPU", 0.0))):
+            if amount > there:
+                raise InputError(
+                    f"compute.{stage} asks for {amount:g} {kind}s, this machine has {there:g}: lower compute.{stage}.num_{kind.lower()}s, "
+                    "or run on a cluster (RAY_ADDRESS)"
+                )
 
 
 def make_execution(config: StudyConfig, source: Source | None, start_ray: Callable[[], None], store: Store) -> Execution:

@@ -43,7 +43,7 @@ ByWeakN = Annotated[dict[Seed, Positive], Field(strict=False)]
 RateByWeakN = Annotated[dict[Seed, LearningRate], Field(strict=False)]
 Resource = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
-Normalisation = Literal["imagenet", "chexpert"]
+Normalisation = Literal["imagenet", "inception", "chexpert"]
 OneOrMore = Annotated[str, Field(min_length=1)] | Names
 
 
@@ -97,6 +97,11 @@ class DataConfig(_Section):
         if self.expert_csv is not None and self.num_validation < 1:
             raise ValueError("num_validation must be at least 1 when there are expert masks")
         return self
+
+    @field_validator("columns")
+    @classmethod
+    def _column_names(cls, value: dict[str, str | tuple[str, ...]]) -> dict[str, str | tuple[str, ...]]:
+        return {name: own if isinstance(own, str) else _unique(own) for name, own in value.items()}
 
     @property
     def names_in_files(self) -> dict[str, list[str]]:
@@ -450,10 +455,19 @@ class StudyConfig(_Section):
         return self
 
     def _check_inits(self) -> None:
-        for name in ("classifier", "encoder_classifier", "moco"):
-            init = getattr(self, name).init
+        inits = {f"{name}.init": getattr(self, name).init for name in ("classifier", "encoder_classifier", "moco")}
+        inits["irnet.encoder"] = self.irnet.encoder
+        for field, init in inits.items():
             if init in ("chexpert", "moco"):
-                raise ValueError(f"{name}.init={init}: the weights are made by this study; begin with random, imagenet or a file")
+                raise ValueError(f"{field}={init}: the weights are made by this study; begin with random, imagenet or a file")
+        files = {*self.sweep.every("init"), *inits.values(), *self.pretraining.imagenet_files.values()}
+        encoders = {*self.segmentation.encoders, self.classifier.architecture, "resnet50"}
+        pretraining = self.pretraining
+        for field, named, known in (("normalisation", pretraining.normalisation, files), ("imagenet_files", pretraining.imagenet_files, encoders)):
+            unused = [name for name in named if name not in known]
+            if unused:
+                what = "is no init and no ImageNet file" if field == "normalisation" else "is no encoder"
+                raise ValueError(f"pretraining.{field} names {unused[0]!r}, which {what} of this study{_did_you_mean(unused[0], sorted(known))}")
 
     def _check_replicas(self) -> None:
         """A batch is split into num_replicas parts, over 0, 1 or that many workers."""
@@ -472,6 +486,10 @@ class StudyConfig(_Section):
         weak = any(p < 1 for p in every)
         if self.data.weak_csv is None and (weak or "chexpert" in self.sweep.every("init")):
             raise ValueError("data.weak_csv is null, but sweep.p below 1 and sweep.init chexpert need weakly labelled images")
+        have = {"weak": self.data.weak_csv is not None} | dict.fromkeys(("expert_train", "validation"), self.data.expert_csv is not None)
+        lacking = [split for split in self.moco.train_splits if not have[split]] if "moco" in self.sweep.every("init") else []
+        if lacking:
+            raise ValueError(f"moco.train_splits names {lacking[0]!r}, whose CSV is null: name the CSV or other splits")
         if self.data.expert_csv is not None:
             return
         if mixed or 1.0 in every:

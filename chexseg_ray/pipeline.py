@@ -74,6 +74,11 @@ def _step(name: str, config: Mapping[str, Any], **inputs: Step) -> Step:
     return Step(name, VERSIONS[name], config, inputs)
 
 
+def _read(config: Mapping[str, Any], encoder: Mapping[str, Step]) -> dict[str, Any]:
+    """A config without the normalisation when encoder weights bring their own."""
+    return {name: value for name, value in config.items() if name != "normalisation" or not encoder}
+
+
 def study_graph(config: StudyConfig, sources: Mapping[str, str], encoder_files: Mapping[str, str] | None = None) -> Study:
     """The graph of a study.
 
@@ -130,8 +135,8 @@ class _Graph:
         path = self.config.pretraining.imagenet_files.get(architecture) if init == "imagenet" else init
         if path is None:
             return {"encoder": _step("encoder", {"architecture": architecture, "source": "imagenet"})}
-        statistics = "imagenet" if init == "imagenet" else self.config.pretraining.normalisation.get(path)
-        own: dict[str, Any] = {"normalisation": statistics} if statistics else {}
+        statistics = self.config.pretraining.normalisation.get(path)
+        own: dict[str, Any] = {"normalisation": statistics} if statistics else {"trained_on": "imagenet"} if init == "imagenet" else {}
         own |= {"architecture": architecture, "source": "file", "sha256": self.encoder_files[path], "pathologies": list(self.config.data.pathologies)}
         return {"encoder": _step("encoder", own)}
 
@@ -167,7 +172,8 @@ class _Graph:
         config = self.config.irnet.model_dump(mode="json", exclude=inference)
         config |= {"pathologies": list(self.config.data.pathologies), "size": self.config.data.image_size, **self._gate()}
         inputs = {"cams": self.cams(), "images_weak": self.images("weak"), "manifest_weak": self.manifest("weak")}
-        return _step("irnet", config, **inputs, **self.encoder(self.config.irnet.encoder, "resnet50"))
+        encoder = self.encoder(self.config.irnet.encoder, "resnet50")
+        return _step("irnet", _read(config, encoder), **inputs, **encoder)
 
     def propagation(self) -> Step:
         """The CAMs of the same splits, propagated."""
@@ -228,7 +234,8 @@ class _Graph:
         inputs = self._split_inputs(*EXPERT_SPLITS)
         if point.p < 1:
             inputs |= {"pseudo_masks": self.pseudo_masks(point), "images_weak": self.images("weak")}
-        return _step("segmentation", config, **inputs, **self.encoder(point.init, point.encoder))
+        encoder = self.encoder(point.init, point.encoder)
+        return _step("segmentation", _read(config, encoder), **inputs, **encoder)
 
     def evaluation(self, point: SweepPoint) -> Step:
         inputs = {"segmentation": self.segmentation(point), **self._split_inputs("test")}

@@ -10,8 +10,6 @@ from chexseg_ray.cost import Cost, step_cost
 from chexseg_ray.pipeline import Study, SweepPoint, named_points
 from chexseg_ray.progress import say
 
-TRAININGS = ("classifier", "moco", "irnet", "segmentation")
-
 
 @dataclass(frozen=True)
 class PlannedStep:
@@ -74,6 +72,12 @@ def _split_sizes(study: Study, store: Store, config: StudyConfig) -> dict[str, i
         if step.name == "manifest" and (record := store.find(step)):
             sizes[step.config["split"]] = record.rows
     return {str(split): number for split, number in sizes.items()}
+
+
+def unknown_splits(study: Study, store: Store, config: StudyConfig) -> list[str]:
+    """The splits whose number of images neither a manifest nor the config says; the plan's costs are then too small or too large."""
+    used = {step.config["split"] for step in study.upstream() if step.name == "manifest"}
+    return sorted(used - set(_split_sizes(study, store, config)))
 
 
 def _why(step: Step, records: list[Record]) -> str:

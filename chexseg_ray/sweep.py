@@ -7,14 +7,16 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from chexseg_ray.artifacts import Record, Step, Store
-from chexseg_ray.build import build, claim, load_plan, load_study, make_execution, prepare, trial_resources
+from chexseg_ray.build import build, claim, load_plan, load_study, make_execution, prepare, refuse_what_is_lacking, trial_resources
 from chexseg_ray.config import StudyConfig
 from chexseg_ray.pipeline import Study, SweepPoint
-from chexseg_ray.plan import plan, print_plan
+from chexseg_ray.plan import PlannedStep, plan, print_plan, unknown_splits
 from chexseg_ray.progress import say
 from chexseg_ray.report.page import write_report
 from chexseg_ray.stages.execution import Execution
@@ -35,15 +37,17 @@ def run_study(config: StudyConfig, plan_only: bool = False) -> int:
         print_plan(plan(study, store, config), study, config)
         for fault in absent:
             say(f"note: {fault} (nothing made from what is not there counts as built)")
+        for split in unknown_splits(study, store, config):
+            say(f"note: nobody says how many images the split {split!r} has; its costs are wrong until compute.rates.images does")
         return 0
     study, source = load_study(config)
     planned = plan(study, store, config)
     missing = [item for item in planned if not item.built]
     failed: list[SweepPoint] = []
     if missing:
-        _announce(config, study, store, [item.step for item in missing], sum(item.seconds for item in missing))
+        _announce(config, study, store, missing)
         with claim(store):
-            ray_session = RaySession(config.compute.dashboard)
+            ray_session = RaySession(config.compute.dashboard, check=partial(refuse_what_is_lacking, config, study))
             try:
                 execution = make_execution(config, source, ray_session.start, store)
                 prepare(config, study, source, store, execution)
@@ -57,12 +61,13 @@ def run_study(config: StudyConfig, plan_only: bool = False) -> int:
     return 3 if failed else 0
 
 
-def _announce(config: StudyConfig, study: Study, store: Store, missing: list[Step], seconds: float) -> None:
+def _announce(config: StudyConfig, study: Study, store: Store, missing: list[PlannedStep]) -> None:
     points = sum(store.find(step) is None for _, step in study.points)
-    names = [step.name for step in missing if step.name not in TRIAL_STEPS]
+    names = [item.step.name for item in missing if item.step.name not in TRIAL_STEPS]
     upstream = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"
     parallel = max(1.0, min(points, _cpus() / trial_resources(config, 0).num_cpus))
-    trials = sum(item.seconds for item in plan(study, store, config) if not item.built and item.step.name in TRIAL_STEPS)
+    seconds = sum(item.seconds for item in missing)
+    trials = sum(item.seconds for item in missing if item.step.name in TRIAL_STEPS)
     minutes = (seconds - trials + trials / parallel + 30) / 60
     say(f"to build: {upstream}; {points} of {len(study.points)} sweep points; roughly {minutes:.0f} min on {_cpus()} CPUs")
 
@@ -74,8 +79,9 @@ def _cpus() -> int:
 class RaySession:
     """Starts Ray once, when something needs it; ends what it started."""
 
-    def __init__(self, dashboard: bool, num_cpus: int | None = None) -> None:
+    def __init__(self, dashboard: bool, num_cpus: int | None = None, check: Callable[[Mapping[str, float]], None] | None = None) -> None:
         self._dashboard = dashboard
+        self._check = check
         self._num_cpus = num_cpus or _cpus()
         self._own = False
 
@@ -95,6 +101,8 @@ class RaySession:
             ray.init(**quiet)
         else:
             ray.init(address="local", num_cpus=self._num_cpus, include_dashboard=self._dashboard, _node_ip_address="127.0.0.1", **quiet)
+            if self._check is not None:  # a cluster may grow, this machine cannot
+                self._check(ray.cluster_resources())  # type: ignore[no-untyped-call]
         ray.data.DataContext.get_current().enable_progress_bars = False  # configures ray.data's loggers, so first
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         logging.getLogger("ray.train").setLevel(logging.WARNING)

@@ -41,8 +41,9 @@ def run_points(config: StudyConfig, waiting: Sequence[tuple[SweepPoint, Step]], 
     all others, each in its own process, several on a GPU where they ask for a part of it. The longest come first, so that at the end no
     slot is idle for longer than one trial.
     """
-    items = [Waiting(point, step, trial_resources(config, point.weak_n)) for point, step in longest_first(waiting)]
-    show = track("sweep: points", len(items))
+    once = {step.address: (point, step) for point, step in reversed(waiting)}  # two names of one file are one training
+    items = [Waiting(point, step, trial_resources(config, point.weak_n)) for point, step in longest_first(list(once.values())[::-1])]
+    show = _counting(track("sweep: points", len(items)))
     groups, alone = [i for i in items if i.resources.num_workers], [i for i in items if not i.resources.num_workers]
     for part in (groups, alone):
         if part:
@@ -55,6 +56,17 @@ def run_points(config: StudyConfig, waiting: Sequence[tuple[SweepPoint, Step]], 
     return [item.point for item in failed]
 
 
+def _counting(show: Callable[[int, str], None]) -> Callable[[str], None]:
+    """Counts the trials of all fits."""
+    ended: list[str] = []
+
+    def one_more(text: str) -> None:
+        ended.append(text)
+        show(len(ended), text)
+
+    return one_more
+
+
 def longest_first(waiting: Sequence[tuple[SweepPoint, Step]]) -> list[tuple[SweepPoint, Step]]:
     """By the FLOPs of their trainings, most first; equal ones stay in order."""
     return sorted(waiting, key=lambda each: -step_cost(each[1].inputs["segmentation"], {}, 0.0).flops)
@@ -65,7 +77,7 @@ def fit_trials(
     resources: Mapping[str, TrainResources],
     max_failures: int,
     folder: str,
-    show: Callable[[int, str], None],
+    show: Callable[[str], None],
 ) -> None:
     """Run one trial for each label, started in that order; no scheduler, no early stopping.
 
@@ -113,17 +125,13 @@ def _groups_that_fit(resources: Sequence[TrainResources]) -> int | None:
     return max(1, int(min(room, have.get("GPU", 0.0) // gpus) if gpus else room))
 
 
-def _trial_lines(show: Callable[[int, str], None]) -> Any:
+def _trial_lines(show: Callable[[str], None]) -> Any:
     """A Tune callback that shows one line or bar step for every trial that ends."""
     from ray.tune import Callback
 
     class Lines(Callback):
-        def __init__(self) -> None:
-            self.done = 0
-
         def _ended(self, trial: Any, how: str) -> None:
-            self.done += 1
-            show(self.done, f"{trial.config['point']} {how}")
+            show(f"{trial.config['point']} {how}")
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             self._ended(trial, "done" if (trial.last_result or {}).get("built", True) else "failed")

@@ -162,7 +162,14 @@ def test_every_training_begins_where_its_init_says() -> None:
 
 def test_an_imagenet_file_that_is_named_is_its_content() -> None:
     found = encoders("sweep.init=[imagenet]", "pretraining.imagenet_files={resnet18: /w}", w="abc")
-    assert [(step["source"], step["sha256"], step["normalisation"]) for step in found] == [("file", "abc", "imagenet")]
+    assert [(step["source"], step["sha256"], step["trained_on"]) for step in found] == [("file", "abc", "imagenet")]
+
+
+def test_a_normalisation_is_hashed_where_it_is_read() -> None:
+    inits = "sweep.init=[random, moco]"
+    before, after = graph(inits), graph(inits, "segmentation.normalisation=chexpert")
+    moved = {point.init for (point, step), (_, other) in zip(before.points, after.points, strict=True) if step.address != other.address}
+    assert moved == {"random"}, "other encoders bring their own"
 
 
 def test_moco_hashes_what_shapes_it() -> None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from chexseg_ray.data.normalisation import STATISTICS
 
-HEADS = ("fc.", "classifier.", "head.", "last_linear.")
+HEADS = ("fc.", "_fc.", "classifier.", "head.", "linear.", "last_linear.")
 # where a file keeps the encoder, by whom it is written so, and the statistics that its images were normalised with
 PREFIXES = {
     "": ("torchvision, timm or smp", "imagenet"),
@@ -51,6 +51,8 @@ def build_encoder(architecture: str) -> nn.Module:
     """
     from segmentation_models_pytorch.encoders import get_encoder
 
+    if architecture.startswith("timm-"):
+        raise ValueError(f"{architecture}: smp has given up these names: write tu-{architecture.removeprefix('timm-')}")
     try:
         encoder: nn.Module = get_encoder(architecture, weights=None)
     except (KeyError, RuntimeError, ValueError) as error:
@@ -60,14 +62,8 @@ def build_encoder(architecture: str) -> nn.Module:
 
 def encoder_channels(architecture: str) -> int:
     """Channels of the last features."""
-    with torch.device("meta"):
-        encoder: Any = build_encoder(architecture)
+    encoder: Any = build_encoder(architecture)
     return int(encoder.out_channels[-1])
-
-
-def encoder_state(classifier_state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A classifier's state dict without its head."""
-    return {name: tensor for name, tensor in classifier_state.items() if not name.startswith(HEADS)}
 
 
 def read_state(data: bytes) -> dict[str, torch.Tensor]:
@@ -134,8 +130,14 @@ def read_encoder(
     prefix, places = _places(encoder.state_dict(), state)
     found = {name: state[place] for name, place in places.items()}
     rest = [name for name in state if name not in set(places.values())]
-    # timm's encoders are built without the parts that make no features, whatever these are called
-    left_out = [n for n in rest if not n.startswith(prefix) or n.removeprefix(prefix).startswith(HEADS) or architecture.startswith("tu-")]
+    parts = {place.removeprefix(prefix).split(".")[0] for place in places.values()}
+    timm = architecture.startswith("tu-")  # built without the parts that make no features, whatever these are called
+
+    def no_encoder(name: str) -> bool:
+        own = name.removeprefix(prefix)
+        return not name.startswith(prefix) or own.startswith(HEADS) or (timm and own.split(".")[0] not in parts)
+
+    left_out = [name for name in rest if no_encoder(name)]
     unexpected = {name: state[name] for name in rest if name not in set(left_out)}
     check_encoder(encoder, found | unexpected)
     writer, usual = PREFIXES[prefix]

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from chexseg_ray.pipeline import SweepPoint
 from chexseg_ray.report.results import SettingResult
-from chexseg_ray.report.tables import short_init
 
 _WORDS = {"p": "p = {:g}", "weak_n": "{} weak", "num_expert": "{} experts", "architecture": "{}", "encoder": "{}"}
 # Okabe and Ito's colours, distinct for the colour-blind
@@ -54,7 +53,7 @@ def _labelled(lines: dict[SweepPoint, list[SettingResult]], axis: str, aggregati
     telling = [name for name in fields if name != axis and len({getattr(key, name) for key in lines}) > 1]
     out = {}
     for key, line in lines.items():
-        words = [key.method or "expert", short_init(key.init), *(_WORDS[name].format(getattr(key, name)) for name in telling)]
+        words = [key.method or "expert", key.init, *(_WORDS[name].format(getattr(key, name)) for name in telling)]
         means = [(float(getattr(r.setting, axis)), r.mean[aggregation]) for r in line]
         out[", ".join(words)] = sorted((x, mean.mean, mean.low, mean.high) for x, mean in means)
     return out

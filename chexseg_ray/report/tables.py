@@ -4,7 +4,6 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from pathlib import PurePath
 
 from chexseg_ray.evaluation.intervals import Interval
 from chexseg_ray.pipeline import SweepPoint
@@ -29,15 +28,10 @@ def with_interval(interval: Interval) -> str:
 
 
 def setting_cells(result: SettingResult) -> list[str]:
-    """method, init, weak_n, num_expert, network, p of a setting, as text; of an encoder's file the name without its folder."""
+    """method, init, weak_n, num_expert, network, p of a setting, as text."""
     s = result.setting
     network = f"{s.architecture}/{s.encoder}"
-    return [s.method or "expert masks only", short_init(s.init), str(s.weak_n or "–"), str(s.num_expert or "all"), network, f"{s.p:g}"]
-
-
-def short_init(init: str) -> str:
-    """An initialisation's name; of a file without its folder."""
-    return PurePath(init).name
+    return [s.method or "expert masks only", s.init, str(s.weak_n or "–"), str(s.num_expert or "all"), network, f"{s.p:g}"]
 
 
 def long_csv(points: Sequence[PointResult], settings: Sequence[SettingResult], pathologies: Sequence[str], level: float) -> str:

@@ -21,6 +21,8 @@ def build_network(architecture: str, encoder: str, num_pathologies: int, options
     """
     import segmentation_models_pytorch as smp
 
+    if encoder.startswith("timm-"):
+        raise ValueError(f"{encoder}: smp has given up these names: write tu-{encoder.removeprefix('timm-')}")
     deeplab = architecture.startswith("deeplab")
     own = {"encoder_output_stride": options["output_stride"], "decoder_atrous_rates": tuple(options["atrous_rates"])} if deeplab else {}
     if architecture not in smp.MODEL_ARCHITECTURES_MAPPING:
@@ -33,17 +35,17 @@ def build_network(architecture: str, encoder: str, num_pathologies: int, options
 
 
 def check_network(architecture: str, encoder: str, size: int, options: Mapping[str, Any]) -> None:
-    """Pass two empty images of size x size through a network that holds no numbers.
+    """Pass two empty images of size x size through a network.
 
     Raises:
         ValueError: it cannot be built, or not for images of that size.
     """
-    with torch.device("meta"):
-        model = build_network(architecture, encoder, 1, options)
-        try:
+    model = build_network(architecture, encoder, 1, options)
+    try:
+        with torch.no_grad():
             shape = tuple(model(torch.zeros(2, 3, size, size)).shape)
-        except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-            raise ValueError(f"{architecture} on {encoder} takes no images of {size} px: {' '.join(str(error).split())[:160]}") from None
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        raise ValueError(f"{architecture} on {encoder} takes no images of {size} px: {' '.join(str(error).split())[:160]}") from None
     if shape != (2, 1, size, size):
         raise ValueError(f"{architecture} on {encoder} turns images of {size} px into maps of {shape[2]} x {shape[3]}")
 
@@ -62,14 +64,16 @@ def count_network(name: str, size: int) -> tuple[float, float]:
     from torch.utils.flop_counter import FlopCounterMode
 
     architecture, _, encoder = name.rpartition("/")
-    with torch.device("meta"):
-        if architecture:
-            network = build_network(architecture, encoder, 10, {"output_stride": 16, "atrous_rates": (12, 24, 36)})
-        else:
-            try:
-                network = smp.encoders.get_encoder(encoder, weights=None)
-            except (KeyError, RuntimeError) as error:
-                raise ValueError(f"smp has no encoder {encoder!r} ({' '.join(str(error).split())[:80]})") from None
-        with FlopCounterMode(display=False) as counter:
+    if architecture:
+        network = build_network(architecture, encoder, 10, {"output_stride": 16, "atrous_rates": (12, 24, 36)})
+    else:
+        try:
+            network = smp.encoders.get_encoder(encoder, weights=None)
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"smp has no encoder {encoder!r} ({' '.join(str(error).split())[:80]})") from None
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
             network.eval()(torch.zeros(1, 3, size, size))
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        raise ValueError(f"{name} takes no images of {size} px: {' '.join(str(error).split())[:160]}") from None
     return counter.get_total_flops() / 1e9, sum(p.numel() for p in network.parameters()) / 1e6

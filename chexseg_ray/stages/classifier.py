@@ -24,7 +24,7 @@ from chexseg_ray.progress import track
 from chexseg_ray.pseudo.classifier import IGNORED, build_classifier, masked_loss, probabilities, training_targets, trunk_of
 from chexseg_ray.stages.encoder import initialise
 from chexseg_ray.stages.execution import Made, Task
-from chexseg_ray.stages.replicas import Replica, update_seed
+from chexseg_ray.stages.replicas import Replica
 from chexseg_ray.stages.shards import Batch, ImageShards
 from chexseg_ray.stages.tables import label_matrix, read_manifest
 from chexseg_ray.stages.train import NanLossError, Report, TrainingJob, begin, require_finite, result, run_training
@@ -95,7 +95,7 @@ def classifier_update(
     targets = torch.tensor(batch.targets)
     optimiser.zero_grad(set_to_none=True)
     inputs = network_input(torch.tensor(batch.pixels[own]).to(device), config["normalisation"])
-    logits = replica.forward(model, inputs, config["num_replicas"], update_seed(config["seed"], update))
+    logits = replica.forward(model, inputs, config["num_replicas"], (config["seed"], update))
     loss = masked_loss(logits, targets[own].to(device), int((targets != IGNORED).sum()))
     whole = loss.detach().clone()
     replica.sum_([whole])

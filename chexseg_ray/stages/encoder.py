@@ -13,11 +13,14 @@ from typing import Any
 from torch import nn
 
 from chexseg_ray.artifacts import open_filesystem
+from chexseg_ray.data.normalisation import STATISTICS
 from chexseg_ray.errors import InputError, TransientError
 from chexseg_ray.pretraining.encoders import build_encoder, load_encoder, read_encoder
 from chexseg_ray.stages.execution import Made, Task
 from chexseg_ray.stages.train import TrainingJob
 from chexseg_ray.stages.training_state import to_safetensors
+
+_INCEPTION = ("xception", "inceptionv4", "inceptionresnetv2")  # smp's weights of these have mean and deviation 0.5
 
 
 def make(task: Task) -> Made:
@@ -31,13 +34,39 @@ def make(task: Task) -> Made:
         path = imagenet_file(architecture, task.execution.download)
         name, data = path.name, path.read_bytes()
     try:
-        weights = read_encoder(data, build_encoder(architecture), architecture, config["pathologies"], config.get("normalisation"))
+        imagenet = config["source"] == "imagenet" or "trained_on" in config
+        statistics = config.get("normalisation") or (imagenet_statistics(architecture) if imagenet else None)
+        weights = read_encoder(data, build_encoder(architecture), architecture, config.get("pathologies", ()), statistics)
     except ValueError as error:
         raise InputError(f"{name}: {error}: name a file of {architecture} weights") from None
     facts = {"architecture": architecture, "normalisation": weights.normalisation, "trained_by": config["source"]}
     entry = task.attempt.write("weights.safetensors", to_safetensors(weights.state, {"model": json.dumps(facts)}))
     metrics = {"source": name, "sha256": hashlib.sha256(data).hexdigest(), **weights.provenance}
     return Made([entry], rows=len(weights.state), metrics=metrics)
+
+
+def imagenet_statistics(architecture: str) -> str:
+    """The name of the statistics that smp's or timm's ImageNet weights of an encoder were trained with.
+
+    Raises:
+        ValueError: they are none of data.normalisation.STATISTICS.
+    """
+    if architecture in _INCEPTION:
+        return "inception"
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    mean, std = STATISTICS["imagenet"]
+    if architecture.startswith("dpn"):
+        mean, std = (124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3
+    if architecture.startswith("tu-"):
+        from timm.models import get_pretrained_cfg
+
+        timm = get_pretrained_cfg(architecture.removeprefix("tu-"), allow_unregistered=True)
+        mean, std = (timm.mean, timm.std) if timm is not None else (mean, std)
+    named = next((name for name, values in STATISTICS.items() if values == (tuple(mean), tuple(std))), None)
+    if named is None:
+        raise ValueError(f"its ImageNet weights were trained with mean {mean} and deviation {std}, which are none of {', '.join(STATISTICS)}")
+    return named
 
 
 def _read(path: str, sha256: str) -> bytes:
@@ -106,7 +135,7 @@ def _hub_repository(architecture: str) -> tuple[str | None, str | None]:
         return (timm.hf_hub_id if timm is not None else None), None
     from segmentation_models_pytorch.encoders import encoders
 
-    settings = encoders[architecture]["pretrained_settings"].get("imagenet") or {}
+    settings = encoders.get(architecture, {}).get("pretrained_settings", {}).get("imagenet") or {}
     return settings.get("repo_id"), settings.get("revision")
 
 
@@ -127,7 +156,8 @@ def initialise(encoder: nn.Module, job: TrainingJob, architecture: str, normalis
     record = job.inputs["encoder"]
     data = job.attempt.store.read(record, "weights.safetensors")
     weights = read_encoder(data, build_encoder(architecture), architecture, job.config.get("pathologies", ()))
-    own = {name: tensor for name, tensor in encoder.state_dict().items() if name not in weights.state}
-    load_encoder(encoder, own | weights.state)
-    facts = {"source": record.name, "record": record.address, "loaded": len(weights.state), "normalisation": weights.normalisation}
+    own = encoder.state_dict()  # with a head, which keeps its own; or without the last stages, which some architectures do not use
+    fitting = {name: tensor for name, tensor in weights.state.items() if name in own}
+    load_encoder(encoder, dict(own) | fitting)
+    facts = {"source": record.name, "record": record.address, "loaded": len(fitting), "normalisation": weights.normalisation}
     return weights.normalisation, facts | {k: record.metrics[k] for k in ("source", "sha256") if k in record.metrics}

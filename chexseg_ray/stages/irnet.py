@@ -62,7 +62,7 @@ def train(job: TrainingJob, report: Report) -> None:
     device = begin(config["seed"], job.threads)
     replica = Replica.here()
     model = IRNet(config["displacement"])
-    normalisation, encoder = initialise(model.trunk.layers, job, "resnet50", config["normalisation"])
+    normalisation, encoder = initialise(model.trunk.layers, job, "resnet50", config.get("normalisation", ""))
     config["normalisation"] = normalisation
     model = model.to(device).train()
     optimiser = torch.optim.SGD(model.parameter_groups(config["learning_rate"]), lr=config["learning_rate"], weight_decay=config["weight_decay"])

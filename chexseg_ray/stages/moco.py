@@ -22,7 +22,7 @@ from chexseg_ray.pretraining.moco import MoCo, Projector, Views, contrastive_los
 from chexseg_ray.progress import track
 from chexseg_ray.stages.encoder import initialise
 from chexseg_ray.stages.execution import Made, Task
-from chexseg_ray.stages.replicas import Replica, update_seed
+from chexseg_ray.stages.replicas import Replica
 from chexseg_ray.stages.shards import Batch, ImageShards
 from chexseg_ray.stages.tables import read_manifest
 from chexseg_ray.stages.train import NanLossError, Report, TrainingJob, begin, require_finite, result, run_training
@@ -104,7 +104,7 @@ def moco_update(
     views = [Views.draw(rng, count, config["rotation_degrees"], config["min_crop"]) for _ in range(2)]
     order = rng.permutation(count) if config["num_replicas"] > 1 else np.arange(count)
     own = np.arange(count)[replica.share(count)]
-    parts, seed = config["num_replicas"], update_seed(config["seed"], update)
+    parts, seed = config["num_replicas"], (config["seed"], update)
     pixels, boxes = torch.from_numpy(batch.pixels), [content_box(*sample.original, config["size"]) for sample in batch.samples]
 
     def inputs(view: Views, rows: Any) -> torch.Tensor:
@@ -114,10 +114,10 @@ def moco_update(
     with torch.no_grad():
         model.follow(config["momentum"])
         keys = torch.zeros(count, config["dimensions"], device=device)
-        keys[torch.from_numpy(order[own]).to(device)] = replica.forward(model.key, inputs(views[1], order[own]), parts, seed)
+        keys[torch.from_numpy(order[own]).to(device)] = replica.forward(model.key, inputs(views[1], order[own]), parts, (*seed, 1))
     replica.sum_([keys])
     optimiser.zero_grad(set_to_none=True)
-    queries = replica.forward(model.query, inputs(views[0], own), parts, seed)
+    queries = replica.forward(model.query, inputs(views[0], own), parts, (*seed, 0))
     loss, found = contrastive_loss(queries, keys[torch.from_numpy(own).to(device)], model.queue, config["temperature"])
     (loss / count).backward()  # type: ignore[no-untyped-call]
     replica.sum_(p.grad for p in model.query.parameters() if p.grad is not None)

@@ -5,10 +5,11 @@ training's identity; in how many processes the parts lie does not: one process p
 both compute the same up to rounding (tests, in float64).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -42,18 +43,18 @@ class Replica:
                 assert tensor.is_contiguous(), "all_reduce adds up a strided tensor's memory, not its elements, without a word"
                 distributed.all_reduce(tensor)
 
-    def forward(self, model: nn.Module, inputs: torch.Tensor, num_replicas: int, seed: int) -> torch.Tensor:
+    def forward(self, model: nn.Module, inputs: torch.Tensor, num_replicas: int, seed: Sequence[int]) -> torch.Tensor:
         """A training network's output for this process's share of a batch.
 
         Args:
             model: in train mode. Its running statistics become the mean over the replicas of what each one's would be.
             inputs: the share, float [B / count, ...].
             num_replicas: R, a multiple of `count`; this process passes R / count parts.
-            seed: of dropout, below 2^56; each part has its own.
+            seed: numbers that dropout is a function of; each part has its own.
         """
         own = num_replicas // self.count
         if num_replicas == 1:
-            torch.manual_seed(seed)
+            torch.manual_seed(_mixed(*seed, 0))
             out: torch.Tensor = model(inputs)
             return out
         places = list(_running_statistics(model))
@@ -64,7 +65,7 @@ class Replica:
         for i, part in enumerate(inputs.chunk(own)):
             for (module, name), tensor in zip(places, before, strict=True):
                 setattr(module, name, tensor.clone())  # a new tensor, as the backward pass keeps the old one
-            torch.manual_seed(seed + ((self.rank * own + i) << 56))
+            torch.manual_seed(_mixed(*seed, self.rank * own + i))
             outputs.append(model(part))
             for summed, (module, name) in zip(total, places, strict=True):
                 summed += getattr(module, name)
@@ -82,6 +83,6 @@ def _running_statistics(model: nn.Module) -> Iterable[tuple[Any, str]]:
             yield from ((module, name) for name in ("running_mean", "running_var"))
 
 
-def update_seed(seed: int, update: int) -> int:
-    """The seed of one update's dropout, of a training's seed below 2^31 and an update below 2^24."""
-    return (seed << 24) + update
+def _mixed(*numbers: int) -> int:
+    """32 bits of some numbers; torch's CPU generator looks at no more than 32."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""Train DeepLabv3+ for one sweep point.
+"""Train the segmentation network of one sweep point.
 
 INPUT   images {cxr_id, pixels} and masks {cxr_id, rle[K]} of expert_train and validation; with p < 1 the weak images and
         their pseudo masks; with another init than random the encoder's weights
@@ -35,7 +35,7 @@ from chexseg_ray.segmentation.training import predict, segmentation_update
 from chexseg_ray.stages.encoder import initialise
 from chexseg_ray.stages.execution import Made, Task
 from chexseg_ray.stages.pool import Rows, accepted_ids, load_masks, load_pixels, shared_rows, unpack_masks
-from chexseg_ray.stages.replicas import Replica, update_seed
+from chexseg_ray.stages.replicas import Replica
 from chexseg_ray.stages.train import NanLossError, Report, TrainingJob, begin, require_finite, result, run_training
 from chexseg_ray.stages.training_state import Progress, StateKeeper, from_safetensors, to_safetensors
 
@@ -114,7 +114,7 @@ def train(job: SegmentationJob, report: Report) -> None:
     device = begin(seed, job.threads)
     replica, parts = Replica.here(), config["num_replicas"]
     model: Any = build_model(config)
-    normalisation, encoder = initialise(model.encoder, job, config["encoder"], config["normalisation"])
+    normalisation, encoder = initialise(model.encoder, job, config["encoder"], config.get("normalisation", ""))
     model = model.to(device).train()
     optimiser = torch.optim.Adam(model.parameters(), lr=config["learning_rate"], fused=True)
     keeper = StateKeeper(job.attempt, job.state_seconds if replica.rank == 0 else math.inf)
@@ -127,7 +127,7 @@ def train(job: SegmentationJob, report: Report) -> None:
     while progress.update < total:
         ids, pixels, masks = _batch(config, expert, weak, seed, progress.update, replica)
         inputs = torch.from_numpy(pixels).to(device), torch.from_numpy(masks).to(device)
-        forward = partial(replica.forward, model, num_replicas=parts, seed=update_seed(seed, progress.update))
+        forward = partial(replica.forward, model, num_replicas=parts, seed=(seed, progress.update))
         sum_ = replica.sum_ if replica.count > 1 else None
         loss = segmentation_update(model, optimiser, *inputs, normalisation, config["dice_smoothing"], forward, sum_)
         if not math.isfinite(loss):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from chexseg_ray.pretraining.encoders import build_encoder, encoder_channels, encoder_state, load_encoder, read_encoder, read_state
+from chexseg_ray.pretraining.encoders import build_encoder, encoder_channels, load_encoder, read_encoder, read_state
 from chexseg_ray.pseudo.classifier import build_classifier, trunk_of
 
 State = Mapping[str, torch.Tensor]
@@ -98,6 +98,14 @@ def test_other_encoders_read_torchvisions_and_timms_files(architecture: str) -> 
     assert all(torch.equal(again.state[name], tensor) for name, tensor in weights.state.items())
 
 
+@pytest.mark.parametrize("architecture", ["resnet18", "tu-resnet18"])
+def test_a_deeper_networks_file_is_refused(architecture: str) -> None:
+    from torchvision import models
+
+    with pytest.raises(ValueError, match=r"unexpected layer1\.2"):
+        read_encoder(saved(models.resnet34(weights=None).state_dict()), build_encoder(architecture), architecture)
+
+
 def test_torchvisions_old_densenet_file_spells_its_layers_otherwise() -> None:
     from torchvision import models
 
@@ -165,7 +173,7 @@ def test_an_encoder_that_nobody_knows_is_named() -> None:
 def test_a_file_of_weights_is_read_whatever_wrote_it(resnet18: State) -> None:
     from safetensors.torch import save
 
-    state = encoder_state(resnet18)
+    state = trunk(resnet18)
     forms = {"safetensors": save(state), "plain": saved(state), "nested": saved({"epoch": 3, "state_dict": state})}
     for name, data in forms.items():
         found = read_state(data)

@@ -11,7 +11,15 @@ DEEPLAB = {"output_stride": 16, "atrous_rates": (12, 24, 36)}
 
 
 @pytest.mark.parametrize(
-    ("architecture", "encoder"), [("unet", "resnet18"), ("fpn", "mobilenet_v2"), ("deeplabv3", "resnet18"), ("unet", "tu-resnet18")]
+    ("architecture", "encoder"),
+    [
+        ("unet", "resnet18"),
+        ("fpn", "mobilenet_v2"),
+        ("deeplabv3", "resnet18"),
+        ("unet", "tu-resnet18"),
+        ("unet", "mit_b0"),
+        ("pspnet", "tu-resnet18"),
+    ],
 )
 def test_any_architecture_and_encoder_of_smp_gives_a_map_a_pathology(architecture: str, encoder: str) -> None:
     model = build_network(architecture, encoder, 3, DEEPLAB).eval()
@@ -23,6 +31,7 @@ def test_any_architecture_and_encoder_of_smp_gives_a_map_a_pathology(architectur
 @pytest.mark.parametrize(
     ("architecture", "encoder", "size", "message"),
     [
+        ("unet", "timm-regnetx_002", 64, "write tu-regnetx_002"),
         ("unett", "resnet18", 64, "smp has no architecture 'unett', only unet"),
         ("unet", "resnet81", 64, "smp builds no unet on 'resnet81'"),
         ("dpt", "tu-vit_tiny_patch16_224", 64, "takes no images of 64 px"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from chexseg_ray.errors import InputError, TransientError
-from chexseg_ray.stages.encoder import imagenet_file
+from chexseg_ray.stages.encoder import imagenet_file, imagenet_statistics
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +85,10 @@ def test_smps_file_is_found_in_hugging_faces_cache(tmp_path: Path, no_sockets: l
     (folder / "model.safetensors").write_bytes(b"weights")
     assert imagenet_file("resnet18", download=False) == folder / "model.safetensors"
     assert no_sockets == []
+
+
+def test_the_statistics_of_imagenet_weights_are_their_encoders_own() -> None:
+    named = {"resnet18": "imagenet", "xception": "inception", "tu-resnet18": "imagenet", "tu-tf_efficientnetv2_s": "inception"}
+    assert {name: imagenet_statistics(name) for name in named} == named
+    with pytest.raises(ValueError, match="none of imagenet, inception, chexpert"):
+        imagenet_statistics("dpn68")

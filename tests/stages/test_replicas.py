@@ -97,7 +97,7 @@ def one_segmentation_update(replica: Replica) -> Result:
     own = replica.share(BATCH)
 
     def forward(inputs: torch.Tensor) -> torch.Tensor:
-        return replica.forward(model, inputs, 2, 9)
+        return replica.forward(model, inputs, 2, [9])
 
     losses = tuple(
         segmentation_update(model, optimiser, pixels[own], masks[own], "imagenet", 1.0, forward, replica.sum_ if replica.count > 1 else None)
@@ -144,7 +144,7 @@ def test_two_processes_train_what_one_process_trains_for_the_same_replicas(tmp_p
 def test_each_replica_has_its_own_statistics_and_their_mean_runs() -> None:
     model = nn.BatchNorm2d(4).train()
     inputs = torch.randn(6, 4, 5, 5)
-    out = Replica(0, 1).forward(model, inputs, 3, 0)
+    out = Replica(0, 1).forward(model, inputs, 3, [0])
     for part in range(3):
         own = slice(2 * part, 2 * part + 2)
         assert torch.allclose(out[own], nn.BatchNorm2d(4)(inputs[own]), atol=1e-6)
@@ -154,21 +154,29 @@ def test_each_replica_has_its_own_statistics_and_their_mean_runs() -> None:
     assert not torch.allclose(out, whole, atol=1e-3), "the number of replicas changes the numbers, so it is part of a training's identity"
 
 
+def test_each_part_update_and_role_has_its_own_dropout() -> None:
+    model, ones = nn.Dropout(0.5).train(), torch.ones(2, 200)
+    parts = Replica(0, 1).forward(model, ones, 2, [5, 0])
+    assert not torch.equal(parts[0], parts[1])
+    seen = [Replica(0, 1).forward(model, ones[:1], 1, seed) for seed in ([5, 0], [5, 1], [5 + 256, 0], [5, 0, 1], [6, 0])]
+    assert len({tuple(mask[0].tolist()) for mask in seen}) == len(seen)
+
+
 def test_one_replica_is_the_models_own_pass_bitwise() -> None:
     torch.manual_seed(0)
     one, other = Dense().train(), Dense().train()
     other.load_state_dict(one.state_dict())
     inputs = torch.rand(4, 3, 8, 8)
-    out = Replica(0, 1).forward(one, inputs, 1, 7)
-    torch.manual_seed(7)
+    out = Replica(0, 1).forward(one, inputs, 1, [7])
+    torch.manual_seed(int(np.random.SeedSequence([7, 0]).generate_state(1)[0]))
     assert torch.equal(out, other(inputs))
     assert torch.equal(one.layers[1].running_var, other.layers[1].running_var)
 
 
 def test_a_real_network_passes_in_parts_and_learns_from_all_of_them() -> None:
     model = build_network("deeplabv3plus", "resnet18", 2, {"output_stride": 16, "atrous_rates": (12, 24, 36)}).train()
-    Replica(0, 1).forward(model, torch.rand(4, 3, 32, 32), 2, 0).sum().backward()
+    Replica(0, 1).forward(model, torch.rand(4, 3, 32, 32), 2, [0]).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
     classifier = build_classifier("resnet18", 2, "ignore").train()
-    Replica(0, 1).forward(classifier, torch.rand(4, 3, 32, 32), 2, 0).sum().backward()
+    Replica(0, 1).forward(classifier, torch.rand(4, 3, 32, 32), 2, [0]).sum().backward()
     assert float(classifier.conv1.weight.grad.abs().sum()) > 0
