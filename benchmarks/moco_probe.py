@@ -4,7 +4,8 @@
 
 For each seed: phantoms of its own; a ResNet18 trained by MoCo v2 on train.csv's images without their labels, against the same ResNet18 before
 training, whose BatchNorm statistics are set on the same images. Probe: logistic regression on the 512 standardised mean features, for each
-pathology, fitted on some 285 labelled phantoms (its L2 strength chosen on a quarter of them), tested on as many others; mean AUROC of the pathologies.
+pathology, fitted on some 285 labelled phantoms (its L2 strength chosen on a quarter of them), tested on as many others; mean AUROC of
+the pathologies.
 """
 
 import sys
