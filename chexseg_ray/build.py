@@ -246,7 +246,7 @@ def make_execution(config: StudyConfig, source: Source | None, start_ray: Callab
     return Execution(
         source=source,
         files={field: getattr(config.data, field) for field in SOURCE_FIELDS},
-        encoder_files=hash_encoder_files(config),
+        encoder_files=tuple(encoder_files(config)),
         download=config.pretraining.download,
         max_reject_fraction=config.data.max_reject_fraction,
         allow_expert_rejects=config.data.allow_expert_rejects,

@@ -91,7 +91,7 @@ def test_the_plan_prints_matrix_sharing_and_cost(study: Study, planned: list[Pla
 
 def test_the_longest_trainings_start_first(study: Study) -> None:
     order = [point.weak_n for point, _ in longest_first(study.points)]
-    assert order == sorted(order, key=lambda n: -max(n, 100)) or [n for n in order if n > 100] == sorted((n for n in order if n > 100), reverse=True)
+    assert set(order[48:]) == {0, 100}
     assert order[:24] == [20000] * 24
     assert order[24:48] == [2000] * 24
 

@@ -28,7 +28,7 @@ from chexseg_ray.stages.replicas import Replica
 from chexseg_ray.stages.shards import Batch, ImageShards
 from chexseg_ray.stages.tables import label_matrix, read_manifest
 from chexseg_ray.stages.train import NanLossError, Report, TrainingJob, begin, require_finite, result, run_training
-from chexseg_ray.stages.training_state import Progress, StateKeeper, to_safetensors
+from chexseg_ray.stages.training_state import Progress, to_safetensors
 
 
 def make(task: Task) -> Made:
@@ -59,7 +59,7 @@ def train(job: TrainingJob, report: Report) -> None:
     _, encoder = initialise(trunk_of(model), job, config["architecture"], config["normalisation"])
     model = model.to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=config["learning_rate"], fused=True)
-    keeper = StateKeeper(job.attempt, job.state_seconds if replica.rank == 0 else math.inf)
+    keeper = job.keeper(replica)
     progress = keeper.load(model, optimiser)
     shards, targets = _shards(job, config["train_splits"], for_training=True)
     validation, _ = _shards(job, config["validation_splits"], for_training=False)
@@ -81,7 +81,7 @@ def train(job: TrainingJob, report: Report) -> None:
             progress.keep_if_best(model, entry.get("selection", math.nan))
         show(progress.update, f"loss {value:.3f}")
         keeper.save_if_due(model, optimiser, progress)
-    run = {"device": str(device), "threads": job.threads, "workers": replica.count, "training_seconds": round(time.monotonic() - start, 2)}
+    run = job.run_facts(device, replica, start)
     metrics = {"encoder": encoder, "positive_targets": _positives(config["pathologies"], targets)}
     files = _finish(job, config, model, progress, replica, metrics)
     report(result(files, shards.num_rows, metrics, run))

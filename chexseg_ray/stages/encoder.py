@@ -7,6 +7,7 @@ FAN-OUT one file, in the driver
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,9 @@ _INCEPTION = ("xception", "inceptionv4", "inceptionresnetv2")  # smp's weights o
 def make(task: Task) -> Made:
     """Read, check that the weights fit, write."""
     config = task.step.config
-    architecture, files = config["architecture"], task.execution.encoder_files
+    architecture = config["architecture"]
     if config["source"] == "file":
-        name = next(path for path, sha256 in files.items() if sha256 == config["sha256"])
-        data = _read(name, config["sha256"])
+        name, data = _find(task.execution.encoder_files, config["sha256"])
     else:
         path = imagenet_file(architecture, task.execution.download)
         name, data = path.name, path.read_bytes()
@@ -69,13 +69,15 @@ def imagenet_statistics(architecture: str) -> str:
     return named
 
 
-def _read(path: str, sha256: str) -> bytes:
-    filesystem, where = open_filesystem(path, "encoder")
-    with filesystem.open_input_file(where) as stream:
-        data: bytes = stream.read()
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise InputError(f"{path}: was changed while the study ran: run again")
-    return data
+def _find(paths: Sequence[str], sha256: str) -> tuple[str, bytes]:
+    """The file of that content among the files that the config names: its path and its bytes."""
+    for path in paths:
+        filesystem, where = open_filesystem(path, "encoder")
+        with filesystem.open_input_file(where) as stream:
+            data: bytes = stream.read()
+        if hashlib.sha256(data).hexdigest() == sha256:
+            return path, data
+    raise InputError(f"{', '.join(paths)}: a file of encoder weights was changed while the study ran: run again")
 
 
 def imagenet_file(architecture: str, download: bool) -> Path:

@@ -56,14 +56,14 @@ class Execution:
     """Handed to every stage.
 
     `files` maps the source fields of the config's `data` section to paths below the data root; `source` is None for the
-    phantom, whose files lie in the store. `encoder_files` maps the path or URI of each file of encoder weights to its sha256; `download`
+    phantom, whose files lie in the store. `encoder_files` are the paths or URIs of the files of encoder weights; `download`
     says whether ImageNet weights that are not on this machine may be fetched. `shared` holds rows that a sweep has put into Ray's
     object store, by address.
     """
 
     source: Source | None
     files: Mapping[str, str | None]
-    encoder_files: Mapping[str, str]
+    encoder_files: tuple[str, ...]
     download: bool
     max_reject_fraction: float
     allow_expert_rejects: bool

@@ -31,7 +31,7 @@ from chexseg_ray.stages.replicas import Replica
 from chexseg_ray.stages.shards import Batch, ImageShards
 from chexseg_ray.stages.tables import label_matrix, read_manifest, split_cams
 from chexseg_ray.stages.train import NanLossError, Report, TrainingJob, begin, require_finite, result, run_training
-from chexseg_ray.stages.training_state import StateKeeper, from_safetensors, to_safetensors
+from chexseg_ray.stages.training_state import from_safetensors, to_safetensors
 
 
 def make(task: Task) -> Made:
@@ -66,7 +66,7 @@ def train(job: TrainingJob, report: Report) -> None:
     config["normalisation"] = normalisation
     model = model.to(device).train()
     optimiser = torch.optim.SGD(model.parameter_groups(config["learning_rate"]), lr=config["learning_rate"], weight_decay=config["weight_decay"])
-    keeper = StateKeeper(job.attempt, job.state_seconds if replica.rank == 0 else math.inf)
+    keeper = job.keeper(replica)
     progress = keeper.load(model.branches, optimiser)
     targets = _usable(job)
     shards = ImageShards(job.attempt.store, [job.inputs["images_weak"]], config["size"], targets, job.inputs["cams"])
@@ -102,7 +102,7 @@ def train(job: TrainingJob, report: Report) -> None:
     facts = {k: config[k] for k in ("displacement", "normalisation", "size")}
     weights = to_safetensors(model.state_dict(), {"model": json.dumps(facts)})
     entries = [job.attempt.write("weights.safetensors", weights)] if replica.rank == 0 else []
-    run = {"device": str(device), "threads": job.threads, "workers": replica.count, "training_seconds": round(time.monotonic() - start, 2)}
+    run = job.run_facts(device, replica, start)
     report(result(entries, shards.num_rows, metrics, run))
 
 

@@ -26,7 +26,7 @@ from chexseg_ray.stages.replicas import Replica
 from chexseg_ray.stages.shards import Batch, ImageShards
 from chexseg_ray.stages.tables import read_manifest
 from chexseg_ray.stages.train import NanLossError, Report, TrainingJob, begin, require_finite, result, run_training
-from chexseg_ray.stages.training_state import StateKeeper, to_safetensors
+from chexseg_ray.stages.training_state import to_safetensors
 
 
 def make(task: Task) -> Made:
@@ -52,7 +52,7 @@ def train(job: TrainingJob, report: Report) -> None:
     model.key.encoder.load_state_dict(model.query.encoder.state_dict())
     model = model.to(device).train()
     optimiser = torch.optim.Adam(model.query.parameters(), lr=config["learning_rate"], weight_decay=config["weight_decay"], fused=True)
-    keeper = StateKeeper(job.attempt, job.state_seconds if replica.rank == 0 else math.inf)
+    keeper = job.keeper(replica)
     progress = keeper.load(model, optimiser)
     shards = _shards(job)
     if shards.num_rows < config["batch_size"]:
@@ -77,7 +77,7 @@ def train(job: TrainingJob, report: Report) -> None:
     require_finite("moco", weights, progress.update, "moco.learning_rate")
     facts = {"architecture": config["architecture"], "normalisation": config["normalisation"], "size": config["size"], "trained_by": "moco"}
     entries = [job.attempt.write("weights.safetensors", to_safetensors(weights, {"model": json.dumps(facts)}))] if replica.rank == 0 else []
-    run = {"device": str(device), "threads": job.threads, "workers": replica.count, "training_seconds": round(time.monotonic() - start, 2)}
+    run = job.run_facts(device, replica, start)
     report(result(entries, shards.num_rows, {"history": progress.history, "encoder": encoder}, run))
 
 

@@ -37,7 +37,7 @@ from chexseg_ray.stages.execution import Made, Task
 from chexseg_ray.stages.pool import Rows, accepted_ids, load_masks, load_pixels, shared_rows, unpack_masks
 from chexseg_ray.stages.replicas import Replica
 from chexseg_ray.stages.train import NanLossError, Report, TrainingJob, begin, require_finite, result, run_training
-from chexseg_ray.stages.training_state import Progress, StateKeeper, from_safetensors, to_safetensors
+from chexseg_ray.stages.training_state import Progress, from_safetensors, to_safetensors
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def train(job: SegmentationJob, report: Report) -> None:
     normalisation, encoder = initialise(model.encoder, job, config["encoder"], config.get("normalisation", ""))
     model = model.to(device).train()
     optimiser = torch.optim.Adam(model.parameters(), lr=config["learning_rate"], fused=True)
-    keeper = StateKeeper(job.attempt, job.state_seconds if replica.rank == 0 else math.inf)
+    keeper = job.keeper(replica)
     progress = keeper.load(model, optimiser)
     expert = job.masked_set("images_expert_train", "images_expert_train", ids) if (ids := job.expert_ids()) else None
     weak = job.masked_set("images_weak", "pseudo_masks", ids) if (ids := job.weak_ids()) else None
@@ -143,7 +143,7 @@ def train(job: SegmentationJob, report: Report) -> None:
     if progress.best:
         model.load_state_dict(progress.best)
     choices = _thresholds(model, expert, validation, config, normalisation, device)
-    facts = {"device": str(device), "threads": job.threads, "workers": replica.count, "training_seconds": round(time.monotonic() - start, 2)}
+    facts = job.run_facts(device, replica, start)
     _finish(job, model, normalisation, encoder, progress, choices, replica, report, facts)
 
 

@@ -6,6 +6,8 @@ asks `Replica.here()` which share of a batch is its own, and rank 0 alone writes
 """
 
 import json
+import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,7 @@ from chexseg_ray.artifacts import Attempt, FileEntry, Record
 from chexseg_ray.errors import InputError, TransientError, fault_of, raise_fault
 from chexseg_ray.stages.execution import Execution, Made, Task, TrainResources
 from chexseg_ray.stages.replicas import Replica
+from chexseg_ray.stages.training_state import StateKeeper
 
 Report = Callable[[dict[str, Any]], None]
 Loop = Callable[[Any, Report], None]
@@ -38,6 +41,15 @@ class TrainingJob:
     @classmethod
     def of(cls, task: Task, resources: TrainResources) -> "TrainingJob":
         return cls(dict(task.step.config), dict(task.inputs), task.attempt, resources.threads, task.execution.state_seconds)
+
+    def keeper(self, replica: Replica) -> StateKeeper:
+        """Of its training state, which every process loads and rank 0 alone saves."""
+        return StateKeeper(self.attempt, self.state_seconds if replica.rank == 0 else math.inf)
+
+    def run_facts(self, device: torch.device, replica: Replica, start: float) -> dict[str, Any]:
+        """What the record says of how it was trained; `start` is time.monotonic() at the beginning."""
+        seconds = round(time.monotonic() - start, 2)
+        return {"device": str(device), "threads": self.threads, "workers": replica.count, "training_seconds": seconds}
 
 
 def require_finite(what: str, weights: Mapping[str, torch.Tensor], update: int, remedy: str) -> None:

@@ -25,9 +25,9 @@ def private_home() -> Iterator[dict[str, str]]:
 def job(private_home: dict[str, str]) -> Job:
     """Run a job as a user does; returns what it printed and its exit code."""
 
-    def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(name: str, *arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(REPOSITORY / "jobs" / name), *arguments]
-        return subprocess.run(command, env=private_home, cwd=private_home["HOME"], capture_output=True, text=True, timeout=1500, check=False)
+        return subprocess.run(command, env=private_home, cwd=private_home["HOME"], capture_output=True, text=True, timeout=timeout, check=False)
 
     return run
 

@@ -5,7 +5,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -205,4 +204,3 @@ def test_points_with_worker_groups_run_in_the_sweep_before_the_others(tiny_store
         assert torch.allclose(tensor, shared[key], rtol=1e-2, atol=2e-3), (point.label, key)
     assert alone.run["workers"] == 1
     assert json.loads((store / alone.address / "record.json").read_text())["fingerprint"] == found[8].fingerprint
-    assert replace(point, trial=0) == point

@@ -36,7 +36,7 @@ def test_the_papers_40_settings_run_to_their_report(job: Job, tmp_path: Path) ->
         torch.save(models.get_model(name, weights=None).state_dict(), tmp_path / f"{name}.pth")
         files.append(f"{name}: {tmp_path / name}.pth")
     overrides = [*SMALL, f"store.root={tmp_path / 'store'}", f"pretraining.imagenet_files={{{', '.join(files)}}}"]
-    done = job("sweep.py", str(PAPER), *overrides)
+    done = job("sweep.py", str(PAPER), *overrides, timeout=1500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     assert "120 of 120 points" in done.stdout
     print(done.stdout[-6000:])
