@@ -1,11 +1,12 @@
 """build(step): inputs first, run if absent, commit. With what it needs: the sources, how steps run, and the claim on a store."""
 
 import hashlib
+import json
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from chexseg_ray.config import StudyConfig, for_weak_n
 from chexseg_ray.errors import InputError, TransientError
 from chexseg_ray.pipeline import MADE_HERE, PAPER_NETWORK, Study, study_graph, sweep_points
 from chexseg_ray.progress import say
+from chexseg_ray.stages import metrics
 from chexseg_ray.stages.execution import ActorResources, Execution, Made, Source, Task, TrainResources
 
 SOURCE_FIELDS = ("weak_csv", "expert_csv", "expert_masks", "test_csv", "test_masks")
@@ -91,6 +93,7 @@ def build(step: Step, store: Store, execution: Execution, only: frozenset[str] |
         run={**made.run, **_circumstances(), "seconds": round(time.monotonic() - start, 2)},
     )
     store.commit(record)
+    metrics.record("stage_seconds", record.run["seconds"], stage=step.name)
     say(f"built {record.address} in {record.run['seconds']:.1f} s")
     return record
 
@@ -125,6 +128,11 @@ def open_source(config: StudyConfig) -> Source | None:
     if filesystem.get_file_info(base).type != pafs.FileType.Directory:
         raise InputError(f"data.root={config.data.root}: is no folder: name the folder that the CSV and mask files lie in")
     return Source(filesystem, base)
+
+
+def source_files(config: StudyConfig) -> dict[str, str | None]:
+    """The CSV and JSON sources' paths below the data root, by field."""
+    return {field: getattr(config.data, field) for field in SOURCE_FIELDS}
 
 
 def source_hashes(config: StudyConfig, source: Source | None) -> dict[str, str]:
@@ -214,38 +222,12 @@ def trial_resources(config: StudyConfig, weak_n: int) -> TrainResources:
     return TrainResources(for_weak_n(c.num_workers, weak_n), for_weak_n(c.num_cpus, weak_n), for_weak_n(c.num_gpus, weak_n), c.threads)
 
 
-def refuse_what_is_lacking(config: StudyConfig, study: Study, have: Mapping[str, float]) -> None:
-    """Refuse a study that would wait for ever on a machine that cannot grow.
-
-    Raises:
-        InputError: naming the field of `compute`, what it asks for and what there is.
-    """
-    used = {step.name for step in study.steps()}
-    asked: list[tuple[str, float, float]] = []
-    for stage in ("cams", "propagation"):
-        own = getattr(config.compute, stage)
-        asked += [(stage, own.min_actors * own.num_cpus, own.min_actors * own.num_gpus)] if stage in used else []
-    for stage in ("classifier", "moco", "irnet"):
-        own = getattr(config.compute, stage)
-        asked += [(stage, own.num_workers * own.num_cpus, own.num_workers * own.num_gpus)] if stage in used else []
-    for weak_n in {point.weak_n for point, _ in study.points}:
-        trial = trial_resources(config, weak_n)
-        asked.append(("segmentation", max(1, trial.num_workers) * trial.num_cpus, max(1, trial.num_workers) * trial.num_gpus))
-    for stage, cpus, gpus in asked:
-        for kind, amount, there in (("CPU", cpus, have.get("CPU", 0.0)), ("GPU", gpus, have.get("GPU", 0.0))):
-            if amount > there:
-                raise InputError(
-                    f"compute.{stage} asks for {amount:g} {kind}s, this machine has {there:g}: lower compute.{stage}.num_{kind.lower()}s, "
-                    "or run on a cluster (RAY_ADDRESS)"
-                )
-
-
 def make_execution(config: StudyConfig, source: Source | None, start_ray: Callable[[], None], store: Store) -> Execution:
     """How this config runs its steps."""
     compute = config.compute
     return Execution(
         source=source,
-        files={field: getattr(config.data, field) for field in SOURCE_FIELDS},
+        files=source_files(config),
         encoder_files=tuple(encoder_files(config)),
         download=config.pretraining.download,
         max_reject_fraction=config.data.max_reject_fraction,
@@ -259,26 +241,32 @@ def make_execution(config: StudyConfig, source: Source | None, start_ray: Callab
         propagation=ActorResources(**compute.propagation.model_dump()),
         segmentation=trial_resources(config, 0),
         state_seconds=compute.state_seconds,
-        train_storage=store.root if "://" in store.root else f"{store.root}/.ray",
         start_ray=start_ray,
     )
 
 
-def prepare(config: StudyConfig, study: Study, source: Source | None, store: Store, execution: Execution) -> None:
-    """Find what is wrong with weights and data before anything is trained; with weights and the user's own data, before Ray starts.
+def check_inputs(config: StudyConfig, source: Source | None) -> None:
+    """Find what is wrong with networks and the user's own files before Ray starts or a cluster is joined. Writes nothing.
 
     Raises:
-        InputError: encoder weights that are not there or do not fit, a fault of a source file, a patient in two files, or a sweep that
-            asks for more images than there are.
+        InputError: a network that smp cannot build, a fault of a source file, or a patient in two files.
     """
-    for step in study.upstream():
-        if step.name == "encoder":
-            build(step, store, execution)
     _check_networks(config)
     if source is not None:
         from chexseg_ray.stages.manifest import check_sources
 
-        check_sources(source, execution.files, config.data.pathologies, config.data.names_in_files)
+        check_sources(source, source_files(config), config.data.pathologies, config.data.names_in_files)
+
+
+def prepare(config: StudyConfig, study: Study, source: Source | None, store: Store, execution: Execution) -> None:
+    """Build what shows faults of weights and data before anything is trained; with weights and the user's own data, before a local Ray starts.
+
+    Raises:
+        InputError: encoder weights that are not there or do not fit, or a sweep that asks for more images than there are.
+    """
+    for step in study.upstream():
+        if step.name == "encoder":
+            build(step, store, execution)
     rows = {step.config["split"]: build(step, store, execution).rows for step in study.upstream() if step.name == "manifest"}
     asked = {"weak": ("weak_n", config.sweep.every("weak_n")), "expert_train": ("num_expert", config.sweep.every("num_expert"))}
     for split, (field, sizes) in asked.items():
@@ -295,6 +283,13 @@ def _check_networks(config: StudyConfig) -> None:
         from chexseg_ray.stages.segmentation import check_networks
 
         check_networks(others, config.data.image_size, section.model_dump())
+
+
+def who() -> str:
+    """What a second driver of a store is told of this one."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("metadata", {}).get("job_submission_id")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return f"process {os.getpid()} on {platform.node()}{f' of job {job}' if job else ''} since {now}"
 
 
 @contextmanager
@@ -318,6 +313,6 @@ def claim(store: Store) -> Iterator[None]:
             stream.seek(0)
             raise TransientError(f"{store.root}: in use by {stream.read().strip()}: wait for it, or stop it") from None
         stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {platform.node()} since {datetime.now(UTC).isoformat(timespec='seconds')}")
+        stream.write(who())
         stream.flush()
         yield

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from chexseg_ray.config import StudyConfig, load_config
@@ -10,12 +11,21 @@ from chexseg_ray.errors import InputError, TransientError
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 
 
-def run_job(usage: str, run: Callable[[StudyConfig, frozenset[str]], int], flags: Sequence[str] = ()) -> int:
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks for: the config, the flags given, and the file and overrides as they were written."""
+
+    config: StudyConfig
+    flags: frozenset[str]
+    text: str
+
+
+def run_job(usage: str, run: Callable[[Asked], int], flags: Sequence[str] = ()) -> int:
     """Parse sys.argv, run, and turn errors into one line and an exit code.
 
     Args:
         usage: printed by --help.
-        run: gets the config and the flags that were given; returns an exit code.
+        run: returns an exit code.
         flags: those allowed, such as --plan.
 
     Returns:
@@ -34,8 +44,10 @@ def run_job(usage: str, run: Callable[[StudyConfig, frozenset[str]], int], flags
         files = [a for a in words if "=" not in a]
         if len(files) > 1:
             raise InputError(f"{files[1]}: one config file at a time; overrides are section.field=value")
-        config = load_config(files[0] if files else DEFAULT_CONFIG, [a for a in words if "=" in a])
-        return run(config, given)
+        overrides = [a for a in words if "=" in a]
+        config = load_config(files[0] if files else DEFAULT_CONFIG, overrides)
+        text = " ".join([files[0] if files else f"{DEFAULT_CONFIG.parent.name}/{DEFAULT_CONFIG.name}", *overrides])
+        return run(Asked(config, given, text))
     except (InputError, TransientError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code

@@ -384,8 +384,19 @@ class RatesConfig(_Section):
     images: Annotated[dict[Literal["weak", "expert_train", "validation", "test"], Count], Field(strict=False)]
 
 
+class NodeKind(_Section):
+    """A kind of node that the cluster's autoscaler may add, and how many of it at most."""
+
+    num_cpus: Annotated[float, Field(gt=0)]
+    num_gpus: Resource
+    max_nodes: Positive
+
+
 class ComputeConfig(_Section):
-    """Where and how fast; never part of a step's identity."""
+    """Where and how fast; never part of a step's identity.
+
+    `autoscaling`: what the cluster's autoscaler may add, as Ray does not tell; not needed where `ray up` made the cluster. `shared_folders`:
+    every node of the cluster has the local roots (NFS, Lustre). max_failures: -1 is no limit."""
 
     images: TaskCompute
     pseudo_masks: TaskCompute
@@ -395,10 +406,12 @@ class ComputeConfig(_Section):
     irnet: DataParallelCompute
     propagation: ActorCompute
     segmentation: TrialCompute
-    max_failures: Annotated[int, Field(ge=0)]
+    max_failures: Annotated[int, Field(ge=-1)]
     state_seconds: Annotated[float, Field(ge=0)]
     rates: RatesConfig
     dashboard: bool
+    autoscaling: Annotated[tuple[NodeKind, ...], Field(strict=False)]
+    shared_folders: bool
 
 
 class StoreConfig(_Section):

@@ -12,24 +12,25 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def track(label: str, total: int) -> Callable[[int, str], None]:
-    """A function of (done, note) that shows how far a piece of work is."""
+def track(label: str, total: int) -> Callable[[int, str], float]:
+    """A function of (done, note) that shows how far a piece of work is, and returns the estimated seconds left."""
     start = time.monotonic()
     last = [start]
     terminal = sys.stdout.isatty()
 
-    def show(done: int, note: str = "") -> None:
+    def show(done: int, note: str = "") -> float:
         now = time.monotonic()
-        if not terminal and done < total and now - last[0] < _LOG_SECONDS:
-            return
-        last[0] = now
         left = (now - start) / done * (total - done) if done else 0.0
+        if not terminal and done < total and now - last[0] < _LOG_SECONDS:
+            return left
+        last[0] = now
         text = f"{label} {done}/{total}" + (f", {note}" if note else "") + (f", about {left:.0f} s left" if done < total else "")
         if not terminal:
             say(f"  {text}")
-            return
+            return left
         filled = round(24 * done / max(1, total))
         end = "\n" if done >= total else ""
         print(f"\r\x1b[K  [{'#' * filled}{'.' * (24 - filled)}] {text}", end=end, flush=True)
+        return left
 
     return show

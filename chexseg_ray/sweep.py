@@ -1,30 +1,46 @@
 """The run of a whole study: shared upstream in the driver, then the missing points as trials, then the report."""
 
 import importlib
-import logging
 import os
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from chexseg_ray.artifacts import Record, Step, Store
-from chexseg_ray.build import build, claim, load_plan, load_study, make_execution, prepare, refuse_what_is_lacking, trial_resources
+from chexseg_ray.build import build, check_inputs, claim, load_plan, load_study, make_execution, prepare, trial_resources, who
+from chexseg_ray.cluster import (
+    RaySession,
+    claim_on_cluster,
+    describe_job,
+    growth,
+    nodes,
+    on_cluster,
+    refuse_local_roots,
+    with_workers,
+)
 from chexseg_ray.config import StudyConfig
+from chexseg_ray.demand import demands, refuse_what_is_lacking
 from chexseg_ray.pipeline import Study, SweepPoint
 from chexseg_ray.plan import PlannedStep, plan, print_plan, unknown_splits
 from chexseg_ray.progress import say
 from chexseg_ray.report.page import write_report
-from chexseg_ray.stages.execution import Execution
+from chexseg_ray.stages.execution import Execution, Source
 from chexseg_ray.trials import TRIAL_STEPS, already_running, run_points
+from chexseg_ray.waiting import Watch
 
 
-def run_study(config: StudyConfig, plan_only: bool = False) -> int:
+def run_study(config: StudyConfig, plan_only: bool = False, asked: str = "") -> int:
     """Build what is missing of a study and write its report.
+
+    Args:
+        config: the study.
+        plan_only: print the plan, run nothing.
+        asked: the config file and the overrides as the user wrote them, for the metadata of a submitted job.
 
     Returns:
         Exit code: 0 done, 3 some trials failed.
@@ -46,14 +62,7 @@ def run_study(config: StudyConfig, plan_only: bool = False) -> int:
     failed: list[SweepPoint] = []
     if missing:
         _announce(config, study, store, missing)
-        with claim(store):
-            ray_session = RaySession(config.compute.dashboard, check=partial(refuse_what_is_lacking, config, study))
-            try:
-                execution = make_execution(config, source, ray_session.start, store)
-                prepare(config, study, source, store, execution)
-                failed = _build_all(config, study, store, execution)
-            finally:
-                ray_session.stop()
+        failed = _build_missing(config, study, source, store, asked)
     else:
         say(f"nothing to build: all {len(planned)} steps are in the store")
     write_report(config, study, store)
@@ -61,71 +70,60 @@ def run_study(config: StudyConfig, plan_only: bool = False) -> int:
     return 3 if failed else 0
 
 
+def _build_missing(config: StudyConfig, study: Study, source: Source | None, store: Store, asked: str) -> list[SweepPoint]:
+    """Build under a claim on the store: on this machine, where Ray starts when a step needs it, or on a cluster, which is joined first."""
+    check_inputs(config, source)
+    refuse = partial(refuse_what_is_lacking, demands(config, study), growth=(), where="this machine")
+    session = RaySession(config.compute.dashboard, cpus_here(), check=None if on_cluster() else refuse)
+    try:
+        if on_cluster():
+            session.start()
+            describe_job(study=config.report.name, config=asked, store=store.root)
+            refuse_local_roots(config)
+            config = with_workers(config)
+            refuse_what_is_lacking(demands(config, study), nodes(), growth(config), "the cluster")
+        with claim(store), claim_on_cluster(store, who()) if on_cluster() and not store.is_local else nullcontext():
+            execution = make_execution(config, source, session.start, store)
+            prepare(config, study, source, store, execution)
+            with Watch(nodes, growth(config)) if on_cluster() else nullcontext() as watch:
+                return _build_all(config, study, store, execution, watch)
+    finally:
+        session.stop()
+
+
+def cpus_here() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _announce(config: StudyConfig, study: Study, store: Store, missing: list[PlannedStep]) -> None:
     points = sum(store.find(step) is None for _, step in study.points)
     names = [item.step.name for item in missing if item.step.name not in TRIAL_STEPS]
     upstream = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"
-    parallel = max(1.0, min(points, _cpus() / trial_resources(config, 0).num_cpus))
+    parallel = max(1.0, min(points, cpus_here() / trial_resources(config, 0).num_cpus))
     seconds = sum(item.seconds for item in missing)
     trials = sum(item.seconds for item in missing if item.step.name in TRIAL_STEPS)
     minutes = (seconds - trials + trials / parallel + 30) / 60
-    say(f"to build: {upstream}; {points} of {len(study.points)} sweep points; roughly {minutes:.0f} min on {_cpus()} CPUs")
+    time_ = "on the cluster (--plan has the GPU-hours)" if on_cluster() else f"roughly {minutes:.0f} min on {cpus_here()} CPUs"
+    say(f"to build: {upstream}; {points} of {len(study.points)} sweep points; {time_}")
 
 
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class RaySession:
-    """Starts Ray once, when something needs it; ends what it started."""
-
-    def __init__(self, dashboard: bool, num_cpus: int | None = None, check: Callable[[Mapping[str, float]], None] | None = None) -> None:
-        self._dashboard = dashboard
-        self._check = check
-        self._num_cpus = num_cpus or _cpus()
-        self._own = False
-
-    def start(self) -> None:
-        """Join the cluster of RAY_ADDRESS, or start one on this machine's loopback."""
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters comes as an exception
-        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints tables at verbose=0
-        import ray
-
-        if ray.is_initialized():
-            return
-        self._own = True
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(**quiet)
-        else:
-            ray.init(address="local", num_cpus=self._num_cpus, include_dashboard=self._dashboard, _node_ip_address="127.0.0.1", **quiet)
-            if self._check is not None:  # a cluster may grow, this machine cannot
-                self._check(ray.cluster_resources())  # type: ignore[no-untyped-call]
-        ray.data.DataContext.get_current().enable_progress_bars = False  # configures ray.data's loggers, so first
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        logging.getLogger("ray.train").setLevel(logging.WARNING)
-
-    def stop(self) -> None:
-        """Shut down what start() started."""
-        if self._own:
-            import ray
-
-            ray.shutdown()
-
-
-def _build_all(config: StudyConfig, study: Study, store: Store, execution: Execution) -> list[SweepPoint]:
+def _build_all(config: StudyConfig, study: Study, store: Store, execution: Execution, watch: Watch | None) -> list[SweepPoint]:
     """Shared upstream in the driver, then the missing points as trials. Returns the points that failed."""
+    wanted = demands(config, study)
     waiting = [(point, step) for point, step in study.points if store.find(step) is None]
     needed = {ancestor.address for _, step in waiting for ancestor in step.ancestors()}
     if any(step.name == "classifier" and step.address in needed and store.find(step) is None for step in study.upstream()):
         threading.Thread(target=importlib.import_module, args=("torchvision",), daemon=True).start()  # 6 s, while Ray starts
     for step in study.upstream():
         if step.address in needed and store.find(step) is None:
+            if watch:
+                watch.expect(wanted.get(step.name, ()))
             build(step, store, execution)
     if not waiting:
         return []
+    if watch:
+        watch.expect(wanted["segmentation"])
     execution.start_ray()
     with _scratch() as folder:
         shared = _share_pool(study, store, [step for _, step in waiting])

@@ -12,13 +12,14 @@ from chexseg_ray.artifacts import Step, Store
 from chexseg_ray.build import build, trial_resources
 from chexseg_ray.config import StudyConfig
 from chexseg_ray.cost import step_cost
+from chexseg_ray.demand import GROUP_DRIVER_CPUS
 from chexseg_ray.errors import InputError
 from chexseg_ray.pipeline import SweepPoint
 from chexseg_ray.progress import say, track
+from chexseg_ray.stages import metrics
 from chexseg_ray.stages.execution import Execution, TrainResources
 
 TRIAL_STEPS = frozenset({"segmentation", "evaluation"})
-GROUP_DRIVER_CPUS = 0.01  # a trial that drives a worker group must not hold the CPUs that its workers wait for
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def run_points(config: StudyConfig, waiting: Sequence[tuple[SweepPoint, Step]], 
     """
     once = {step.address: (point, step) for point, step in reversed(waiting)}  # two names of one file are one training
     items = [Waiting(point, step, trial_resources(config, point.weak_n)) for point, step in longest_first(list(once.values())[::-1])]
-    show = _counting(track("sweep: points", len(items)))
+    show = _board([item.point.label for item in items])
     groups, alone = [i for i in items if i.resources.num_workers], [i for i in items if not i.resources.num_workers]
     for part in (groups, alone):
         if part:
@@ -56,15 +57,20 @@ def run_points(config: StudyConfig, waiting: Sequence[tuple[SweepPoint, Step]], 
     return [item.point for item in failed]
 
 
-def _counting(show: Callable[[int, str], None]) -> Callable[[str], None]:
-    """Counts the trials of all fits."""
-    ended: list[str] = []
+def _board(labels: Sequence[str]) -> Callable[[str, str], None]:
+    """Shows the trials of all fits by state, in the log and as metrics."""
+    progress = track("sweep: points", len(labels))
+    states = dict.fromkeys(labels, "waiting")
 
-    def one_more(text: str) -> None:
-        ended.append(text)
-        show(len(ended), text)
+    def show(label: str, state: str) -> None:
+        states[label] = state
+        counts = {name: list(states.values()).count(name) for name in ("waiting", "running", "done", "failed")}
+        for name, number in counts.items():
+            metrics.record("trials", number, state=name)
+        if state in ("done", "failed"):
+            metrics.record("seconds_left", progress(counts["done"] + counts["failed"], f"{label} {state}"), stage="sweep")
 
-    return one_more
+    return show
 
 
 def longest_first(waiting: Sequence[tuple[SweepPoint, Step]]) -> list[tuple[SweepPoint, Step]]:
@@ -77,7 +83,7 @@ def fit_trials(
     resources: Mapping[str, TrainResources],
     max_failures: int,
     folder: str,
-    show: Callable[[str], None],
+    show: Callable[[str, str], None],
 ) -> None:
     """Run one trial for each label, started in that order; no scheduler, no early stopping.
 
@@ -86,7 +92,7 @@ def fit_trials(
         resources: what each asks for, by label; all with workers, or all without.
         max_failures: how often a trial whose process or node was lost is started again.
         folder: for Tune's own bookkeeping.
-        show: told of each trial that ends.
+        show: told (label, running | done | failed) of each trial that starts or ends.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     from ray import tune
@@ -105,7 +111,7 @@ def fit_trials(
             name="sweep",
             storage_path=folder,
             failure_config=FailureConfig(max_failures=max_failures),
-            callbacks=[_trial_lines(show)],
+            callbacks=[_trial_states(show)],
             verbose=0,
         ),
     )
@@ -125,21 +131,21 @@ def _groups_that_fit(resources: Sequence[TrainResources]) -> int | None:
     return max(1, int(min(room, have.get("GPU", 0.0) // gpus) if gpus else room))
 
 
-def _trial_lines(show: Callable[[str], None]) -> Any:
-    """A Tune callback that shows one line or bar step for every trial that ends."""
+def _trial_states(show: Callable[[str, str], None]) -> Any:
+    """A Tune callback that tells the state of every trial that starts or ends."""
     from ray.tune import Callback
 
-    class Lines(Callback):
-        def _ended(self, trial: Any, how: str) -> None:
-            show(f"{trial.config['point']} {how}")
+    class States(Callback):
+        def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            show(trial.config["point"], "running")
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            self._ended(trial, "done" if (trial.last_result or {}).get("built", True) else "failed")
+            show(trial.config["point"], "done" if (trial.last_result or {}).get("built", True) else "failed")
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            self._ended(trial, "failed")
+            show(trial.config["point"], "failed")
 
-    return Lines()
+    return States()
 
 
 def _trial(space: Mapping[str, Any], by_label: Mapping[str, Waiting], store: Store, execution: Execution) -> None:
@@ -154,7 +160,7 @@ def _trial(space: Mapping[str, Any], by_label: Mapping[str, Waiting], store: Sto
         tune.report(dict(last))
 
     try:
-        build(item.step, store, replace(execution, report=report, segmentation=item.resources), TRIAL_STEPS)
+        build(item.step, store, replace(execution, report=report, segmentation=item.resources, label=item.point.label), TRIAL_STEPS)
     except InputError as error:
         write_failure(store, item.step, error)
         tune.report({**last, "built": False})

@@ -8,17 +8,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from chexseg_ray.command import run_job
-from chexseg_ray.config import StudyConfig
+from chexseg_ray.command import Asked, run_job
 
 
-def run(config: StudyConfig, flags: frozenset[str]) -> int:
+def run(asked: Asked) -> int:
     """Report on the points that are there."""
     from chexseg_ray.artifacts import Store
     from chexseg_ray.build import load_study
     from chexseg_ray.report.page import write_report
 
-    write_report(config, load_study(config)[0], Store.open(config.store.root))
+    write_report(asked.config, load_study(asked.config)[0], Store.open(asked.config.store.root))
     return 0
 
 

@@ -10,15 +10,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from chexseg_ray.command import run_job
-from chexseg_ray.config import StudyConfig
+from chexseg_ray.command import Asked, run_job
 
 
-def run(config: StudyConfig, flags: frozenset[str]) -> int:
+def run(asked: Asked) -> int:
     """Build what is missing and report."""
     from chexseg_ray.sweep import run_study
 
-    return run_study(config, plan_only="--plan" in flags)
+    return run_study(asked.config, plan_only="--plan" in asked.flags, asked=asked.text)
 
 
 if __name__ == "__main__":

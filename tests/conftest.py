@@ -39,7 +39,7 @@ def private_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[
     saved = {name: os.environ.get(name) for name in ("HOME", "RAY_TMPDIR", "RAY_ADDRESS")}
     os.environ |= {"HOME": str(folder), "RAY_TMPDIR": str(folder)}
     os.environ.pop("RAY_ADDRESS", None)
-    from chexseg_ray.sweep import RaySession
+    from chexseg_ray.cluster import RaySession
 
     session = RaySession(dashboard=False, num_cpus=4)
     yield session.start

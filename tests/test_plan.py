@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from chexseg_ray.artifacts import Store
-from chexseg_ray.build import load_plan, refuse_what_is_lacking
+from chexseg_ray.build import load_plan
 from chexseg_ray.config import load_config
-from chexseg_ray.errors import InputError
 from chexseg_ray.pipeline import Study, named_points
 from chexseg_ray.plan import PlannedStep, plan, print_plan, unknown_splits
 from chexseg_ray.trials import longest_first
@@ -94,14 +93,6 @@ def test_the_longest_trainings_start_first(study: Study) -> None:
     assert set(order[48:]) == {0, 100}
     assert order[:24] == [20000] * 24
     assert order[24:48] == [2000] * 24
-
-
-def test_a_study_that_this_machine_cannot_run_is_refused_with_what_it_asks_for(study: Study) -> None:
-    refuse_what_is_lacking(CONFIG, study, {"CPU": 16, "GPU": 1})
-    with pytest.raises(InputError, match=r"compute.cams asks for 1 GPUs, this machine has 0: lower compute.cams.num_gpus"):
-        refuse_what_is_lacking(CONFIG, study, {"CPU": 16})
-    with pytest.raises(InputError, match=r"compute.segmentation asks for 2 CPUs, this machine has 1"):
-        refuse_what_is_lacking(CONFIG, study, {"CPU": 1, "GPU": 1})
 
 
 def test_a_split_of_unknown_size_is_said(tmp_path: Path) -> None:

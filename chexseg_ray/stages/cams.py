@@ -34,7 +34,8 @@ def make(task: Task) -> Made:
     size = int(task.inputs["classifier"].config["size"])
     resources = task.execution.cams
     rows = run_actors(
-        "cams: groups mapped",
+        "cams",
+        ": groups mapped",
         items,
         ReadPart(task.attempt, images),
         CamActor,

@@ -66,6 +66,7 @@ def train(job: TrainingJob, report: Report) -> None:
     if shards.num_rows < config["batch_size"]:
         raise InputError(f"{config['architecture']}: {shards.num_rows} training images are fewer than one batch of {config['batch_size']}")
     total = config["num_updates"]
+    telemetry = job.telemetry(replica, progress.update)
     show = track(f"classifier {config['architecture']}: updates", total)
     model.train()
     batches = shards.batches(config["batch_size"], config["seed"], progress.update)
@@ -78,8 +79,10 @@ def train(job: TrainingJob, report: Report) -> None:
         if progress.update % config["validate_every"] == 0 or progress.update == total:
             entry = _validate(model, validation, config, device, replica)
             progress.history.append({"update": float(progress.update), "loss": value, **entry})
+            telemetry.recorded(progress.history[-1])
             progress.keep_if_best(model, entry.get("selection", math.nan))
         show(progress.update, f"loss {value:.3f}")
+        telemetry.updated(progress.update)
         keeper.save_if_due(model, optimiser, progress)
     run = job.run_facts(device, replica, start)
     metrics = {"encoder": encoder, "positive_targets": _positives(config["pathologies"], targets)}

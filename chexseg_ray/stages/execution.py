@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from chexseg_ray.artifacts import Attempt, FileEntry, Record, Step, Store
+from chexseg_ray.artifacts import Attempt, FileEntry, Record, Step, Store, storage
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,26 @@ class Source:
     base: str
 
     def open(self, path: str) -> Any:
-        """A stream of a file below the root. Raises FileNotFoundError for what is no file, a folder too."""
+        """A stream of a file below the root.
+
+        Raises:
+            FileNotFoundError: there is no such file; a folder is none.
+            TransientError: the storage refuses or does not answer.
+        """
         where = f"{self.base}/{path}"
-        try:
-            return self.filesystem.open_input_file(where)
-        except NotADirectoryError:
-            raise FileNotFoundError(where) from None
-        except OSError:
-            if self.filesystem.get_file_info(where).type != pafs.FileType.File:
+        with storage("read", where):
+            try:
+                return self.filesystem.open_input_file(where)
+            except NotADirectoryError:
                 raise FileNotFoundError(where) from None
-            raise
+            except OSError:
+                if self.filesystem.get_file_info(where).type != pafs.FileType.File:
+                    raise FileNotFoundError(where) from None
+                raise
 
     def read(self, path: str) -> bytes:
         """A file's bytes; errors as open()."""
-        with self.open(path) as stream:
+        with storage("read", f"{self.base}/{path}"), self.open(path) as stream:
             data: bytes = stream.read()
         return data
 
@@ -58,7 +64,7 @@ class Execution:
     `files` maps the source fields of the config's `data` section to paths below the data root; `source` is None for the
     phantom, whose files lie in the store. `encoder_files` are the paths or URIs of the files of encoder weights; `download`
     says whether ImageNet weights that are not on this machine may be fetched. `shared` holds rows that a sweep has put into Ray's
-    object store, by address.
+    object store, by address. `label` names the sweep point that is trained.
     """
 
     source: Source | None
@@ -76,10 +82,10 @@ class Execution:
     propagation: ActorResources
     segmentation: TrainResources
     state_seconds: float
-    train_storage: str
     start_ray: Callable[[], None] = lambda: None
     shared: Mapping[str, Any] = field(default_factory=dict)
     report: Callable[[dict[str, Any]], None] | None = None
+    label: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from chexseg_ray.errors import InputError, TransientError, fault_of, raise_fault
 from chexseg_ray.progress import track
+from chexseg_ray.stages import metrics
 from chexseg_ray.stages.execution import ActorResources
 
 Row = dict[str, Any]
@@ -21,16 +22,17 @@ def group_slices(num_rows: int, group_rows: int) -> list[slice]:
     return [slice(start, min(start + group_rows, num_rows)) for start in range(0, num_rows, group_rows)]
 
 
-def run_tasks(label: str, items: Sequence[Row], work: Callable[[Row], Row], num_cpus: float) -> list[Row]:
-    """Run `work` on each item {group: i, ...} as Ray Data tasks; its results are plain JSON values. Results in group order."""
+def run_tasks(stage: str, what: str, items: Sequence[Row], work: Callable[[Row], Row], num_cpus: float) -> list[Row]:
+    """Run `work` on each item {group: i, ...} as Ray Data tasks; its results are plain JSON values, `rows` among them. Results in group order."""
     import ray
 
     groups = ray.data.from_items(list(items), override_num_blocks=len(items))
-    return _collect(label, groups.map(partial(_guarded, work), num_cpus=num_cpus), len(items))
+    return _collect(stage, f"{stage}{what}", groups.map(partial(_guarded, work), num_cpus=num_cpus), len(items))
 
 
 def run_actors(
-    label: str,
+    stage: str,
+    what: str,
     items: Sequence[Row],
     read: Callable[[Row], Row],
     actor: Callable[..., Callable[[Row], Row]],
@@ -49,7 +51,7 @@ def run_actors(
         num_cpus=resources.num_cpus,
         num_gpus=resources.num_gpus,
     )
-    return _collect(label, results, len(items))
+    return _collect(stage, f"{stage}{what}", results, len(items))
 
 
 def _guarded(work: Callable[[Row], Row], row: Row) -> Row:
@@ -87,12 +89,13 @@ class _GuardedActor:
         return self._worker(row)
 
 
-def _collect(label: str, dataset: Any, num_groups: int) -> list[Row]:
+def _collect(stage: str, label: str, dataset: Any, num_groups: int) -> list[Row]:
     show = track(label, num_groups)
     found: dict[int, Row] = {}
     for row in dataset.iter_rows():
-        found[int(row["group"])] = json.loads(row["json"])
-        show(len(found), "")
+        found[int(row["group"])] = own = json.loads(row["json"])
+        metrics.record("images", own.get("result", {}).get("rows", 0), stage=stage)
+        metrics.record("seconds_left", show(len(found), ""), stage=stage)
     if sorted(found) != list(range(num_groups)):
         raise TransientError(f"{label}: {len(found)} of {num_groups} groups came back: run again")
     for _, row in sorted(found.items()):

@@ -17,7 +17,8 @@ import pyarrow as pa
 from chexseg_ray.artifacts import Attempt, FileEntry
 from chexseg_ray.data.images import ImageError, decode_grey, letterbox, letterbox_mask
 from chexseg_ray.data.masks import Rle, decode_rle, encode_rle
-from chexseg_ray.errors import InputError, TransientError
+from chexseg_ray.errors import InputError
+from chexseg_ray.stages import metrics
 from chexseg_ray.stages.execution import Made, Source, Task
 from chexseg_ray.stages.grouped import Row, group_slices, run_tasks
 from chexseg_ray.stages.tables import GROUP_ROWS, image_schema, mask_schema, part_name, write_rejects
@@ -36,9 +37,10 @@ def make(task: Task) -> Made:
     columns = ["cxr_id", "path", "height", "width", "rle_original"]
     table = task.store.read_table(manifest, "manifest.parquet", columns).to_pylist()
     items = [{"group": i, "rows": json.dumps(table[rows])} for i, rows in enumerate(group_slices(len(table), GROUP_ROWS))]
-    rows = run_tasks(f"images ({split}): groups decoded", items, decode, task.execution.images_cpus)
+    rows = run_tasks("images", f" ({split}): groups decoded", items, decode, task.execution.images_cpus)
     entries = [FileEntry(*entry) for row in rows for entry in row["files"]]
     rejects = [reject for row in rows for reject in row["rejects"]]
+    metrics.record("rejects", len(rejects), stage="images")
     _refuse_too_many(task, split, manifest.rows, rejects)
     entries.append(write_rejects(task.attempt, rejects))
     return Made(entries, rows=manifest.rows - len(rejects), rejects=len(rejects))
@@ -78,7 +80,7 @@ class DecodeGroup:
         parts = (("images", images, image_schema(self.size)), ("masks", masks, mask_schema(self.pathologies, self.size)))
         tables = [(part_name(name, group), pa.Table.from_pylist(rows, schema=schema)) for name, rows, schema in parts if rows]
         entries = [self.attempt.write_table(name, part) for name, part in tables]
-        return {"files": [[e.path, e.size, e.sha256] for e in entries], "rejects": rejects}
+        return {"files": [[e.path, e.size, e.sha256] for e in entries], "rejects": rejects, "rows": len(images)}
 
     def _decode(self, item: dict[str, Any]) -> tuple[Row, Row | None]:
         where = f"{self.folder}/{item['path']}"
@@ -86,8 +88,6 @@ class DecodeGroup:
             data = self.source.read(where)
         except FileNotFoundError:
             raise ImageError("missing") from None
-        except OSError as error:
-            raise TransientError(f"{where}: cannot be read ({error}): run again") from None
         grey = decode_grey(data)
         height, width = grey.shape
         identity = {"cxr_id": item["cxr_id"], "height": height, "width": width}

@@ -76,7 +76,7 @@ def train(job: TrainingJob, report: Report) -> None:
             "lower irnet.batch_size, or open the gate (pseudo_masks.gate)"
         )
     total = config["num_updates"]
-    show = track("irnet: updates", total)
+    show, telemetry = track("irnet: updates", total), job.telemetry(replica, progress.update)
     batches = shards.batches(config["batch_size"], config["seed"], progress.update)
     due = {math.ceil(total * (i + 1) / 10) for i in range(10)}
     while progress.update < total:
@@ -92,7 +92,9 @@ def train(job: TrainingJob, report: Report) -> None:
         if progress.update in due:
             names = ("boundary", "foreground_displacement", "background_displacement")
             progress.history.append({"update": float(progress.update), **dict(zip(names, losses, strict=True))})
+            telemetry.recorded(progress.history[-1])
         show(progress.update, f"boundary loss {losses[0]:.3f}")
+        telemetry.updated(progress.update)
         keeper.save_if_due(model.branches, optimiser, progress)
     if config["displacement"]:
         set_mean_displacement(model, shards, config, device, replica)

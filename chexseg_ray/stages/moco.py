@@ -59,7 +59,7 @@ def train(job: TrainingJob, report: Report) -> None:
         raise InputError(f"moco: {shards.num_rows} training images are fewer than one batch of {config['batch_size']}: lower moco.batch_size")
     total = config["num_updates"]
     due = {math.ceil(total * (i + 1) / 10) for i in range(10)}
-    show = track("moco: updates", total)
+    show, telemetry = track("moco: updates", total), job.telemetry(replica, progress.update)
     batches = shards.batches(config["batch_size"], config["seed"], progress.update)
     while progress.update < total:
         batch = next(batches)
@@ -71,7 +71,9 @@ def train(job: TrainingJob, report: Report) -> None:
         progress.update += 1
         if progress.update in due:
             progress.history.append({"update": float(progress.update), "loss": loss, "accuracy": accuracy})
+            telemetry.recorded(progress.history[-1])
         show(progress.update, f"loss {loss:.3f}, {accuracy:.0%} found")
+        telemetry.updated(progress.update)
         keeper.save_if_due(model, optimiser, progress)
     weights = model.query.encoder.state_dict()
     require_finite("moco", weights, progress.update, "moco.learning_rate")

@@ -25,7 +25,7 @@ def make(task: Task) -> Made:
     images = phantom.plan_phantom(**config)
     items = [{"group": i} for i, _ in enumerate(group_slices(len(images), GROUP_ROWS))]
     work = partial(_draw_group, images=images, long_side=long_side, attempt=task.attempt)
-    rows = run_tasks("phantom: groups of images drawn", items, work, task.execution.images_cpus)
+    rows = run_tasks("phantom", ": groups of images drawn", items, work, task.execution.images_cpus)
     files = [FileEntry(*entry) for row in rows for entry in row["files"]]
     truth = {name: entry for row in rows for name, entry in row["truth"].items()}
     second = {name: entry for row in rows for name, entry in row["second"].items()}

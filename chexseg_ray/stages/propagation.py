@@ -37,7 +37,8 @@ def make(task: Task) -> Made:
     items = [{"group": i, "split": split, "part": part, "cut": 0} for i, (split, part) in enumerate(parts)]
     resources = task.execution.propagation
     rows = run_actors(
-        "propagation: groups propagated",
+        "propagation",
+        ": groups propagated",
         items,
         ReadParts(task.attempt, images, task.inputs["cams"]),
         PropagationActor,

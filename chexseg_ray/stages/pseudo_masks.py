@@ -49,7 +49,7 @@ def make(task: Task) -> Made:
         items.append({"group": group, "part": part, "positive": json.dumps(positive)})
     thresholds = [choice.threshold for choice in choices] if choices else None
     work = MaskGroup(task.attempt, cams, config, thresholds)
-    rows = run_tasks(f"pseudo masks ({config['method']}): groups written", items, work, task.execution.pseudo_masks_cpus)
+    rows = run_tasks("pseudo_masks", f" ({config['method']}): groups written", items, work, task.execution.pseudo_masks_cpus)
     files = [FileEntry(*row["file"]) for row in rows]
     nonempty = np.sum([row["nonempty"] for row in rows], axis=0).tolist()
     metrics: dict[str, Any] = {"nonempty_masks": dict(zip(config["pathologies"], nonempty, strict=True))}

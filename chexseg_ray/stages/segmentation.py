@@ -56,6 +56,12 @@ class SegmentationJob(TrainingJob):
 
     shared: Mapping[str, Any]
 
+    @property
+    def point(self) -> tuple[str, float]:
+        """(method, p) of the point; `expert` where no pseudo mask is drawn."""
+        masks = self.inputs.get("pseudo_masks")
+        return masks.config["method"] if masks else "expert", self.config["p"]
+
     def masked_set(self, images: str, masks: str, ids: list[str]) -> MaskedSet:
         """The rows of some ids from an images and a masks input."""
         store, image_record, mask_record = self.attempt.store, self.inputs[images], self.inputs[masks]
@@ -85,7 +91,8 @@ class SegmentationJob(TrainingJob):
 def make(task: Task) -> Made:
     """Train to num_updates, going on from a saved state when there is one."""
     execution, resources = task.execution, task.execution.segmentation
-    job = SegmentationJob(dict(task.step.config), dict(task.inputs), task.attempt, resources.threads, execution.state_seconds, execution.shared)
+    common = vars(TrainingJob.of(task, resources, execution.label))
+    job = SegmentationJob(**common, shared=execution.shared)
     return run_training(train, job, resources, execution, f"segmentation-{task.step.fingerprint}")
 
 
@@ -122,7 +129,7 @@ def train(job: SegmentationJob, report: Report) -> None:
     expert = job.masked_set("images_expert_train", "images_expert_train", ids) if (ids := job.expert_ids()) else None
     weak = job.masked_set("images_weak", "pseudo_masks", ids) if (ids := job.weak_ids()) else None
     validation = _validation_set(job)
-    total = config["num_updates"]
+    total, telemetry = config["num_updates"], job.telemetry(replica, progress.update)
     due = {math.ceil(total * (i + 1) / config["num_validations"]) for i in range(config["num_validations"])}
     while progress.update < total:
         ids, pixels, masks = _batch(config, expert, weak, seed, progress.update, replica)
@@ -139,6 +146,8 @@ def train(job: SegmentationJob, report: Report) -> None:
             if config["checkpoint"] == "best":
                 progress.keep_if_best(model, score)
             report(dict(progress.history[-1]))
+            telemetry.recorded(progress.history[-1], job.point)
+        telemetry.updated(progress.update)
         keeper.save_if_due(model, optimiser, progress)
     if progress.best:
         model.load_state_dict(progress.best)

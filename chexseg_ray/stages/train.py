@@ -18,6 +18,7 @@ from chexseg_ray.artifacts import Attempt, FileEntry, Record
 from chexseg_ray.errors import InputError, TransientError, fault_of, raise_fault
 from chexseg_ray.stages.execution import Execution, Made, Task, TrainResources
 from chexseg_ray.stages.replicas import Replica
+from chexseg_ray.stages.telemetry import Telemetry
 from chexseg_ray.stages.training_state import StateKeeper
 
 Report = Callable[[dict[str, Any]], None]
@@ -30,17 +31,25 @@ class NanLossError(InputError):
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Everything that the training of a shared model needs, picklable."""
+    """Everything that the training of a shared model needs, picklable. `run` is its name for people."""
 
     config: Mapping[str, Any]
     inputs: Mapping[str, Record]
     attempt: Attempt
     threads: int
     state_seconds: float
+    run: str
 
     @classmethod
-    def of(cls, task: Task, resources: TrainResources) -> "TrainingJob":
-        return cls(dict(task.step.config), dict(task.inputs), task.attempt, resources.threads, task.execution.state_seconds)
+    def of(cls, task: Task, resources: TrainResources, label: str = "") -> "TrainingJob":
+        label = label or " ".join([task.step.name, *filter(None, [task.step.config.get("architecture")])])
+        run = f"{label} {task.step.fingerprint}"
+        return cls(dict(task.step.config), dict(task.inputs), task.attempt, resources.threads, task.execution.state_seconds, run)
+
+    def telemetry(self, replica: Replica, update: int) -> Telemetry:
+        """Of this training, which begins at `update`."""
+        stage = self.attempt.address.split("/")[0]
+        return Telemetry(self.attempt.store, self.run, stage, self.config["num_updates"], update, shows=replica.rank == 0)
 
     def keeper(self, replica: Replica) -> StateKeeper:
         """Of its training state, which every process loads and rank 0 alone saves."""
@@ -95,7 +104,8 @@ def run_training(loop: Loop, job: Any, resources: TrainResources, execution: Exe
         use_gpu=resources.num_gpus > 0,
         resources_per_worker={"CPU": resources.num_cpus, **({"GPU": resources.num_gpus} if resources.num_gpus else {})},
     )
-    storage = RunConfig(name=name, failure_config=FailureConfig(max_failures=3), storage_path=execution.train_storage)
+    store, failures = job.attempt.store, FailureConfig(max_failures=3)
+    storage = RunConfig(name=name, failure_config=failures, storage_filesystem=store.filesystem, storage_path=store.path(".ray"))
     backend = TorchConfig(backend="nccl" if resources.num_gpus >= 1 else "gloo")
     arguments = {"loop": loop, "job": job}
     TorchTrainer(_worker_loop, train_loop_config=arguments, torch_config=backend, scaling_config=scaling, run_config=storage).fit()

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from chexseg_ray.artifacts import Attempt
+from chexseg_ray.stages import metrics
 
 
 @dataclass
@@ -62,7 +63,8 @@ class StateKeeper:
 
     def save_if_due(self, model: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
         """Save when the last save is long enough ago."""
-        if time.monotonic() - self._last < self._every:
+        start = time.monotonic()
+        if start - self._last < self._every:
             return
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in progress.best.items()}
@@ -75,6 +77,7 @@ class StateKeeper:
         for old in self._names()[:-2]:
             self._attempt.store.delete(f"{self._folder}/{old}")
         self._last = time.monotonic()
+        metrics.record("checkpoint_seconds", self._last - start, stage=self._attempt.address.split("/")[0])
 
     def load(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> Progress:
         """Put the newest state that verifies into model and optimiser; a fresh Progress when there is none."""

@@ -18,11 +18,28 @@ ALLOWED = {room: {"data", "errors", room} for room in SCIENCE} | {
     "stages": {*SCIENCE, "artifacts", "errors", "progress", "stages"},
     "report": {"artifacts", "config", "data", "evaluation", "pipeline", "progress", "report"},
     "build": {"artifacts", "config", "errors", "pipeline", "progress", "stages"},
-    "trials": {"artifacts", "build", "config", "cost", "errors", "pipeline", "progress", "stages"},
-    "sweep": {"artifacts", "build", "config", "pipeline", "plan", "progress", "report", "segmentation", "stages", "trials"},
+    "trials": {"artifacts", "build", "config", "cost", "demand", "errors", "pipeline", "progress", "stages"},
+    "demand": {"build", "config", "errors", "pipeline"},
+    "cluster": {"artifacts", "config", "demand", "errors", "progress"},
+    "waiting": {"demand", "progress"},
+    "sweep": {
+        "artifacts",
+        "build",
+        "cluster",
+        "config",
+        "demand",
+        "pipeline",
+        "plan",
+        "progress",
+        "report",
+        "segmentation",
+        "stages",
+        "trials",
+        "waiting",
+    },
     "command": {"config", "errors"},
 }
-RAY = {"stages", "sweep", "trials"}
+RAY = {"cluster", "stages", "sweep", "trials"}
 
 
 def imports(path: Path) -> set[str]:

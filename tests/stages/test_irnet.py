@@ -236,7 +236,7 @@ def test_a_fault_of_one_replica_alone_ends_the_training_with_its_line(tmp_path: 
     """The other one waits for it in an all_reduce."""
     config = tiny(tmp_path, IRNET)
     store = Store.open(str(tmp_path))
-    job = TrainingJob({}, {}, store.new_attempt(step_of(tmp_path, "irnet")), 1, 60.0)
+    job = TrainingJob({}, {}, store.new_attempt(step_of(tmp_path, "irnet")), 1, 60.0, "irnet")
 
     def loop(job: TrainingJob, report: Report) -> None:
         replica = Replica.here()

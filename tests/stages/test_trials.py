@@ -20,6 +20,9 @@ def sleeper(space: Mapping[str, Any], folder: Path, seconds: Mapping[str, float]
 
     label = space["point"]
     start = time.time()
+    (folder / f"{label}.began").touch()
+    while label.startswith("small") and len(list(folder.glob("small*.began"))) < 4 and time.time() < start + 60:
+        time.sleep(0.05)  # four must be there together, however slowly they start
     time.sleep(seconds[label])
     (folder / f"{label}.json").write_text(json.dumps([start, time.time()]))
     tune.report({"built": True})
@@ -32,9 +35,11 @@ def test_trials_of_mixed_size_fill_the_slots_longest_first_without_a_deadlock(tm
     seconds = dict.fromkeys(large, 6.0) | dict.fromkeys(small, 1.5)
     resources = {label: TrainResources(0, 2.0 if label in large else 0.5, 0.0, 1) for label in seconds}
     done: list[str] = []
-    fit_trials(partial(sleeper, folder=tmp_path, seconds=seconds), resources, 0, str(tmp_path / "tune"), done.append)
+    fit_trials(
+        partial(sleeper, folder=tmp_path, seconds=seconds), resources, 0, str(tmp_path / "tune"), lambda label, state: done.append(f"{label} {state}")
+    )
     spans = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
-    assert spans.keys() == seconds.keys() == {line.split()[0] for line in done}
+    assert spans.keys() == seconds.keys() == {line.split()[0] for line in done if line.endswith(" done")}
     events = sorted([(start, 1, label) for label, (start, _) in spans.items()] + [(end, -1, label) for label, (_, end) in spans.items()])
     held, most, together = 0.0, 0.0, 0
     running: set[str] = set()
@@ -55,7 +60,7 @@ def test_more_worker_groups_than_fit_wait_for_each_other(tmp_path: Path, private
     labels = [f"group{i}" for i in range(3)]
     resources = {label: TrainResources(2, 1.5, 0.0, 1) for label in labels}  # three CPUs each, of four
     work = partial(sleeper, folder=tmp_path, seconds=dict.fromkeys(labels, 0.5))
-    fit_trials(work, resources, 0, str(tmp_path / "tune"), lambda text: None)
+    fit_trials(work, resources, 0, str(tmp_path / "tune"), lambda label, state: None)
     spans = sorted(json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
     assert len(spans) == 3
     assert all(later[0] >= earlier[1] for earlier, later in pairwise(spans)), "one at a time"

@@ -1,0 +1,71 @@
+"""What a run shows to Prometheus, through ray.util.metrics, on the metrics port of every node. Nothing where no Ray runs.
+
+A name here is `ray_chexseg_<name>` there, counters with `_total` behind it. No id is ever a tag: a series is one of a few stages, states, or
+settings, however many images and trials there are.
+"""
+
+import sys
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+_BOUNDARIES = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]  # seconds
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One family of series: its kind, what it says, the names of its tags."""
+
+    kind: Literal["counter", "gauge", "histogram"]
+    text: str
+    tags: tuple[str, ...] = ()
+
+
+METRICS = {
+    "images": Metric("counter", "Images that a stage has passed through", ("stage",)),
+    "rejects": Metric("counter", "Images that a stage could not use", ("stage",)),
+    "stage_seconds": Metric("counter", "Seconds that the steps of a stage took", ("stage",)),
+    "trials": Metric("gauge", "Trials of the sweep by state: waiting, running, done, failed", ("state",)),
+    "updates": Metric("counter", "Optimiser updates of a stage's trainings", ("stage",)),
+    "updates_per_second": Metric("gauge", "Updates per second of a running training, since its last report", ("stage",)),
+    "validation_miou": Metric("gauge", "Validation mean IoU, the newest of the setting's trials", ("method", "p")),
+    "checkpoint_seconds": Metric("histogram", "Seconds that saving a training state took", ("stage",)),
+    "seconds_left": Metric("gauge", "Estimated seconds until the running stage or the sweep is done", ("stage",)),
+}
+
+
+def record(name: str, value: float, **tags: str) -> None:
+    """Add to a counter, set a gauge, or observe a value.
+
+    Args:
+        name: one of METRICS.
+        value: a counter's step, a gauge's value, or seconds.
+        tags: exactly the metric's own.
+    """
+    metric = METRICS[name]
+    assert tags.keys() == set(metric.tags), f"{name}: {sorted(tags)}"
+    if not _ray_runs():
+        return
+    own = _instrument(name)
+    if metric.kind == "counter":
+        if value > 0:
+            own.inc(value, tags)
+    elif metric.kind == "gauge":
+        own.set(value, tags)
+    else:
+        own.observe(value, tags)
+
+
+def _ray_runs() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+@cache
+def _instrument(name: str) -> Any:
+    from ray.util.metrics import Counter, Gauge, Histogram
+
+    metric = METRICS[name]
+    if metric.kind == "histogram":
+        return Histogram(f"chexseg_{name}", metric.text, boundaries=_BOUNDARIES, tag_keys=metric.tags)
+    return {"counter": Counter, "gauge": Gauge}[metric.kind](f"chexseg_{name}", metric.text, tag_keys=metric.tags)
