@@ -75,22 +75,21 @@ class Step:
         }
         return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:12]
 
-    @property
+    @cached_property
     def address(self) -> str:
         return f"{self.name}/{self.fingerprint}"
 
     def ancestors(self) -> Iterator["Step"]:
         """Every step that this one is made from, inputs first, each once."""
-        seen: set[str] = set()
+        return iter(self._ancestors)
 
-        def walk(step: "Step") -> Iterator["Step"]:
-            for child in step.inputs.values():
-                if child.address not in seen:
-                    seen.add(child.address)
-                    yield from walk(child)
-                    yield child
-
-        yield from walk(self)
+    @cached_property
+    def _ancestors(self) -> tuple["Step", ...]:
+        found: dict[str, Step] = {}
+        for child in self.inputs.values():
+            for step in (*child.ancestors(), child):
+                found.setdefault(step.address, step)
+        return tuple(found.values())
 
 
 @dataclass(frozen=True)
@@ -244,9 +243,9 @@ class Store:
         except (ValueError, TypeError, KeyError):
             return None
 
-    def records(self, name: str) -> list[Record]:
-        """All built steps of one name."""
-        return list(self._find_all(f"{name}/{fingerprint}" for fingerprint in self.names(name)).values())
+    def records(self, name: str, most: int | None = None) -> list[Record]:
+        """All built steps of one name, or `most` of them."""
+        return list(self._find_all(f"{name}/{fingerprint}" for fingerprint in self.names(name)[:most]).values())
 
     def find_all(self, steps: Iterable[Step]) -> dict[str, Record]:
         """The records of the built ones of many steps, by address: a listing for each name, then the records that may be there, side by side."""

@@ -4,13 +4,16 @@ Each function picks exactly the config fields that shape the step's numbers. Spl
 test split is an ancestor of `evaluation` alone (tests/test_pipeline.py walks the graph).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import wraps
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 from chexseg_ray.artifacts import Step
-from chexseg_ray.config import ClassifierConfig, EncoderClassifierConfig, GridConfig, StudyConfig, SweepConfig, for_weak_n
+from chexseg_ray.config import EncoderClassifierConfig, GridConfig, StudyConfig, SweepConfig, for_weak_n
+
+T = TypeVar("T")
 
 EXPERT_SPLITS = ("expert_train", "validation")
 
@@ -90,8 +93,23 @@ def study_graph(config: StudyConfig, sources: Mapping[str, str], encoder_files: 
     return _Graph(config, sources, encoder_files or {}).study()
 
 
+def _once(make: Callable[..., T]) -> Callable[..., T]:
+    """A method of _Graph that makes each step once, so that 10,000 points share the steps above them as objects too."""
+
+    @wraps(make)
+    def shared(self: "_Graph", *arguments: Any) -> T:
+        key = (make.__name__, *arguments)
+        if key not in self.made:
+            self.made[key] = make(self, *arguments)
+        found: T = self.made[key]
+        return found
+
+    return shared
+
+
 class _Graph:
     def __init__(self, config: StudyConfig, sources: Mapping[str, str], encoder_files: Mapping[str, str]) -> None:
+        self.made: dict[tuple[Any, ...], Any] = {}
         self.config = config
         self.sources = sources
         self.encoder_files = encoder_files
@@ -102,6 +120,7 @@ class _Graph:
         points = sweep_points(self.config)
         return Study(tuple((point, self.evaluation(point)) for point in points))
 
+    @_once
     def manifest(self, split: str) -> Step:
         data = self.config.data
         own_test = split == "test" and data.test_csv is not None
@@ -114,6 +133,7 @@ class _Graph:
         identity = {"files": [getattr(data, f) for f in fields]} if self.phantom else {"sha256": {f: self.sources[f] for f in fields}}
         return _step("manifest", {**shared, **identity}, **self.phantom)
 
+    @_once
     def images(self, split: str) -> Step:
         return _step("images", {"split": split, "size": self.config.data.image_size}, manifest=self.manifest(split))
 
@@ -124,12 +144,13 @@ class _Graph:
                 out[f"manifest_{split}"], out[f"images_{split}"] = self.manifest(split), self.images(split)
         return out
 
+    @_once
     def encoder(self, init: str, architecture: str) -> dict[str, Step]:
         """What makes the weights of an initialisation: nothing for random, a training of this study, or a file."""
         if init == "random":
             return {}
         if init == "chexpert":
-            return {"encoder": self.classifier(self.config.encoder_classifier, architecture)}
+            return {"encoder": self.classifier("encoder_classifier", architecture)}
         if init == "moco":
             return {"encoder": self.moco(architecture)}
         path = self.config.pretraining.imagenet_files.get(architecture) if init == "imagenet" else init
@@ -140,21 +161,25 @@ class _Graph:
         own |= {"architecture": architecture, "source": "file", "sha256": self.encoder_files[path], "pathologies": list(self.config.data.pathologies)}
         return {"encoder": _step("encoder", own)}
 
-    def classifier(self, section: EncoderClassifierConfig, architecture: str) -> Step:
-        config = section.model_dump(mode="json", exclude={"init"})
+    @_once
+    def classifier(self, name: str, architecture: str) -> Step:
+        section: EncoderClassifierConfig = getattr(self.config, name)
+        config = section.model_dump(mode="json", exclude={"init", "architecture"})
         config |= {"architecture": architecture, "pathologies": list(self.config.data.pathologies), "size": self.config.data.image_size}
         inputs = self._split_inputs(*section.train_splits, *section.validation_splits)
         return _step("classifier", config, **inputs, **self.encoder(section.init, architecture))
 
+    @_once
     def cam_classifier(self) -> Step:
-        section: ClassifierConfig = self.config.classifier
-        return self.classifier(section, section.architecture)
+        return self.classifier("classifier", self.config.classifier.architecture)
 
+    @_once
     def moco(self, architecture: str) -> Step:
         section = self.config.moco
         config = section.model_dump(mode="json", exclude={"init"}) | {"architecture": architecture, "size": self.config.data.image_size}
         return _step("moco", config, **self._split_inputs(*section.train_splits), **self.encoder(section.init, architecture))
 
+    @_once
     def cams(self) -> Step:
         """Of the weak images, and of the expert training images when thresholds are tuned on them: one pass, one set of actors."""
         config: dict[str, Any] = {**self.config.cams.model_dump(mode="json"), "pathologies": list(self.config.data.pathologies)}
@@ -166,6 +191,7 @@ class _Graph:
         section = self.config.pseudo_masks
         return {"gate": section.gate} | ({"gate_probability": section.gate_probability} if section.gate == "probability" else {})
 
+    @_once
     def irnet(self) -> Step:
         """Trained on the weak images with their CAMs; an image is of use where its gate is open."""
         inference = {"encoder", "instance_wise", "random_walk", "flip_average"}
@@ -175,6 +201,7 @@ class _Graph:
         encoder = self.encoder(self.config.irnet.encoder, "resnet50")
         return _step("irnet", _read(config, encoder), **inputs, **encoder)
 
+    @_once
     def propagation(self) -> Step:
         """The CAMs of the same splits, propagated."""
         section, cams = self.config.irnet, self.cams()
@@ -189,27 +216,28 @@ class _Graph:
         return _step("propagation", config, cams=cams, irnet=self.irnet(), **images)
 
     def pseudo_masks(self, point: SweepPoint) -> Step:
+        own = point.num_expert is not None and self.config.pseudo_masks.thresholds == "tuned"
+        return self._pseudo_masks(point.method, point.num_expert if own else None, point.trial if own else 0)
+
+    @_once
+    def _pseudo_masks(self, method: str, num_expert: int | None, trial: int) -> Step:
         section = self.config.pseudo_masks
         config: dict[str, Any] = {
-            "method": point.method,
+            "method": method,
             "pathologies": list(self.config.data.pathologies),
             "size": self.config.data.image_size,
             "thresholds": section.thresholds,
             **self._gate(),
         }
-        maps = self.propagation() if point.method == "irnet" else self.cams()
+        maps = self.propagation() if method == "irnet" else self.cams()
         inputs = {"cams": maps, "manifest": self.manifest("weak")}
         if section.thresholds == "tuned":
-            config |= {"grid_step": section.grid_step, **self._expert_subset(point)}
+            config |= {"grid_step": section.grid_step, "num_expert": num_expert}
+            config |= {} if num_expert is None else {"sweep_seed": self.config.sweep.seed, "trial": trial}
             inputs |= self._split_inputs("expert_train")
         elif section.thresholds == "fixed":
             config["fixed_threshold"] = section.fixed_threshold
         return _step("pseudo_masks", config, **inputs)
-
-    def _expert_subset(self, point: SweepPoint) -> dict[str, Any]:
-        if point.num_expert is None:
-            return {"num_expert": None}
-        return {"num_expert": point.num_expert, "sweep_seed": self.config.sweep.seed, "trial": point.trial}
 
     def segmentation(self, point: SweepPoint) -> Step:
         section = self.config.segmentation

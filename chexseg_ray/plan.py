@@ -10,14 +10,15 @@ from chexseg_ray.cost import Cost, step_cost
 from chexseg_ray.pipeline import Study, SweepPoint, named_points
 from chexseg_ray.progress import say
 
+_SHOWN, _COMPARED = 60, 200  # steps of one name and state that are printed; records that a missing one is compared with
+
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """A step of the plan; `why` is empty for a hit. `serves` sweep points are made from it. Hours are of one GPU or one CPU."""
+    """A step of the plan. `serves` sweep points are made from it. Hours are of one GPU or one CPU."""
 
     step: Step
     built: bool
-    why: str
     serves: int
     cost: Cost
     gpu_hours: float
@@ -30,20 +31,17 @@ class PlannedStep:
 
 def plan(study: Study, store: Store, config: StudyConfig) -> list[PlannedStep]:
     """Every step of the study with its state, inputs first."""
-    out = []
-    records: dict[str, list[Record]] = {}
+    out, steps = [], study.steps()
+    found = store.find_all(steps)
     sizes, serves = _split_sizes(study, store, config), _serves(study)
     weak_n = {step.address: point.weak_n for point, evaluation in study.points for step in (evaluation, evaluation.inputs["segmentation"])}
     rates = config.compute.rates
-    for step in study.steps():
-        built = store.find(step) is not None
-        if not built and step.name not in records:
-            records[step.name] = store.records(step.name)
+    for step in steps:
         cost = step_cost(step, sizes, rates.decode_seconds)
         on_gpu = _on_gpu(step, config, weak_n)
         network = cost.flops / (rates.gpu_flops_per_second if on_gpu else rates.cpu_flops_per_second) / 3600
         hours = (network, cost.cpu_seconds / 3600) if on_gpu else (0.0, network + cost.cpu_seconds / 3600)
-        out.append(PlannedStep(step, built, "" if built else _why(step, records[step.name]), serves[step.address], cost, *hours))
+        out.append(PlannedStep(step, step.address in found, serves[step.address], cost, *hours))
     return out
 
 
@@ -87,13 +85,24 @@ def _why(step: Step, records: list[Record]) -> str:
     return f"{', '.join(nearest[1][:4])} differ{'s' if len(nearest[1]) == 1 else ''} from {nearest[0]}"
 
 
-def print_plan(planned: Sequence[PlannedStep], study: Study, config: StudyConfig) -> None:
-    """Each step as hit or miss; then the settings, what is shared, and the cost of what is missing, stage by stage."""
+def print_plan(planned: Sequence[PlannedStep], study: Study, store: Store, config: StudyConfig) -> None:
+    """Each step as hit or miss, the first of a kind that has many; then the settings, what is shared, and the cost of what is missing, stage by
+    stage."""
     labels = {step.address: point.label for point, step in study.points}
+    records = {item.step.name: store.records(item.step.name, _COMPARED) for item in planned if not item.built}
+    shown: dict[tuple[str, bool], int] = {}
     for item in planned:
+        kind = item.step.name, item.built
+        shown[kind] = shown.get(kind, 0) + 1
+        if shown[kind] > _SHOWN:
+            continue
+        why = "" if item.built else _why(item.step, records[item.step.name])
         label = labels.get(item.step.address, item.step.config.get("split", item.step.config.get("architecture", "")))
         cost = "" if item.built else f"  [{item.cost.flops / 1e12:.2f} TFLOP, {_hours(item)}]"
-        say(f"{'hit ' if item.built else 'miss'} {item.step.address:<28} {label}{'  ' + item.why if item.why else ''}{cost}")
+        say(f"{'hit ' if item.built else 'miss'} {item.step.address:<28} {label}{'  ' + why if why else ''}{cost}")
+    for (name, built), number in shown.items():
+        if number > _SHOWN:
+            say(f"{'hit ' if built else 'miss'} {name}: {number - _SHOWN} more")
     missing = [item for item in planned if not item.built]
     say(f"{len(planned) - len(missing)} hits, {len(missing)} misses")
     for line in (*matrix_lines(study, config), *sharing_lines(planned, len(study.points)), *cost_lines(missing, config)):

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -50,7 +50,7 @@ def run_study(config: StudyConfig, plan_only: bool = False, asked: str = "") -> 
     say(f"store: {store.root}")
     if plan_only:
         study, absent = load_plan(config)
-        print_plan(plan(study, store, config), study, config)
+        print_plan(plan(study, store, config), study, store, config)
         for fault in absent:
             say(f"note: {fault} (nothing made from what is not there counts as built)")
         for split in unknown_splits(study, store, config):
@@ -82,11 +82,16 @@ def _build_missing(config: StudyConfig, study: Study, source: Source | None, sto
             refuse_local_roots(config)
             config = with_workers(config)
             refuse_what_is_lacking(demands(config, study), nodes(), growth(config), "the cluster")
-        with claim(store), claim_on_cluster(store, who()) if on_cluster() and not store.is_local else nullcontext():
+        with ExitStack() as held:
+            held.enter_context(claim(store))
+            if on_cluster() and not store.is_local:
+                held.enter_context(claim_on_cluster(store, who()))
+            watch = held.enter_context(Watch(nodes, growth(config))) if on_cluster() else None
             execution = make_execution(config, source, session.start, store)
+            if watch:
+                watch.expect(demands(config, study).get("phantom", ()))
             prepare(config, study, source, store, execution)
-            with Watch(nodes, growth(config)) if on_cluster() else nullcontext() as watch:
-                return _build_all(config, study, store, execution, watch)
+            return _build_all(config, study, store, execution, watch)
     finally:
         session.stop()
 
@@ -97,7 +102,8 @@ def cpus_here() -> int:
 
 
 def _announce(config: StudyConfig, study: Study, store: Store, missing: list[PlannedStep]) -> None:
-    points = sum(store.find(step) is None for _, step in study.points)
+    lacking = {item.step.address for item in missing}
+    points = sum(step.address in lacking for _, step in study.points)
     names = [item.step.name for item in missing if item.step.name not in TRIAL_STEPS]
     upstream = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"
     parallel = max(1.0, min(points, cpus_here() / trial_resources(config, 0).num_cpus))
@@ -111,7 +117,8 @@ def _announce(config: StudyConfig, study: Study, store: Store, missing: list[Pla
 def _build_all(config: StudyConfig, study: Study, store: Store, execution: Execution, watch: Watch | None) -> list[SweepPoint]:
     """Shared upstream in the driver, then the missing points as trials. Returns the points that failed."""
     wanted = demands(config, study)
-    waiting = [(point, step) for point, step in study.points if store.find(step) is None]
+    built = store.find_all(step for _, step in study.points)
+    waiting = [(point, step) for point, step in study.points if step.address not in built]
     needed = {ancestor.address for _, step in waiting for ancestor in step.ancestors()}
     if any(step.name == "classifier" and step.address in needed and store.find(step) is None for step in study.upstream()):
         threading.Thread(target=importlib.import_module, args=("torchvision",), daemon=True).start()  # 6 s, while Ray starts

@@ -51,7 +51,8 @@ def run_points(config: StudyConfig, waiting: Sequence[tuple[SweepPoint, Step]], 
             by_label = {item.point.label: item for item in part}
             work = partial(_trial, by_label=by_label, store=store, execution=execution)
             fit_trials(work, {label: item.resources for label, item in by_label.items()}, config.compute.max_failures, folder, show)
-    failed = [item for item in items if store.find(item.step) is None]
+    built = store.find_all(item.step for item in items)
+    failed = [item for item in items if item.step.address not in built]
     for item in failed:
         say(f"failed: {item.point.label}: {_failure(store, item.step)}")
     return [item.point for item in failed]

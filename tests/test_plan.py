@@ -73,8 +73,10 @@ def test_its_cost_is_what_the_reference_reckons(planned: list[PlannedStep]) -> N
     assert cams.cost.written / cams.cost.images == pytest.approx(2040)
 
 
-def test_the_plan_prints_matrix_sharing_and_cost(study: Study, planned: list[PlannedStep], capsys: pytest.CaptureFixture[str]) -> None:
-    print_plan(planned, study, CONFIG)
+def test_the_plan_prints_matrix_sharing_and_cost(
+    study: Study, planned: list[PlannedStep], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_plan(planned, study, Store.open(str(tmp_path)), CONFIG)
     text = capsys.readouterr().out
     assert "0 hits, 259 misses" in text
     assert "40 settings, 120 trainings (132 as the grids name them, 12 of them repeated)" in text

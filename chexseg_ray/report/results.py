@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
+import pyarrow as pa
 
 from chexseg_ray.artifacts import Record, Store
 from chexseg_ray.evaluation.intervals import Interval, t_interval
@@ -39,28 +39,38 @@ class SettingResult:
 
 def point_results(study: Study, store: Store, pathologies: Sequence[str]) -> list[PointResult]:
     """The points that are built, in the study's order."""
-    out = []
-    for point, step in study.points:
-        record = store.find(step)
-        if record is not None:
-            table = store.read_table(record, "counts.parquet").to_pandas()
-            model, original = (_counts(table, resolution, pathologies) for resolution in ("model", "original"))
-            iou = {
-                "pooled": pooled_iou(model),
-                "per_image": per_image_iou(original, true_pos_only=False),
-                "per_image_true_pos_only": per_image_iou(original, true_pos_only=True),
-            }
-            absent = model[:, :, 2].sum(axis=0) == 0  # no true pixel in the test set: undefined for every point alike
-            out.append(PointResult(point, record, {name: np.where(absent, np.nan, values) for name, values in iou.items()}))
+    built = store.find_all(step for _, step in study.points)
+    found = [(point, built[step.address]) for point, step in study.points if step.address in built]
+
+    def result(each: tuple[SweepPoint, Record]) -> PointResult:
+        counts = read_counts(store.read_table(each[1], "counts.parquet"), pathologies)
+        model, original = counts["model"], counts["original"]
+        iou = {
+            "pooled": pooled_iou(model),
+            "per_image": per_image_iou(original, true_pos_only=False),
+            "per_image_true_pos_only": per_image_iou(original, true_pos_only=True),
+        }
+        absent = model[:, :, 2].sum(axis=0) == 0  # no true pixel in the test set: undefined for every point alike
+        return PointResult(*each, {name: np.where(absent, np.nan, values) for name, values in iou.items()})
+
+    return list(store.side_by_side(result, found))
+
+
+def read_counts(table: pa.Table, pathologies: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
+    """{resolution: int64 [N, K, 3]} of a table of counts: images in id order, pathologies in the given one; intersection, predicted, truth."""
+    place = {name: i for i, name in enumerate(pathologies)}
+    names, resolutions = table.column("pathology").to_pylist(), table.column("resolution").to_pylist()
+    values = np.stack([table.column(name).to_numpy() for name in ("intersection", "predicted", "truth")], axis=1)
+    ids = {cxr_id: i for i, cxr_id in enumerate(sorted(set(table.column("cxr_id").to_pylist())))}
+    rows = np.array([ids[cxr_id] for cxr_id in table.column("cxr_id").to_pylist()])
+    columns = np.array([place.get(name, -1) for name in names])
+    out = {}
+    for resolution in sorted(set(resolutions)):
+        own = (np.array(resolutions) == resolution) & (columns >= 0)
+        counts = np.zeros((len(ids), len(pathologies), 3), dtype=np.int64)
+        counts[rows[own], columns[own]] = values[own]
+        out[resolution] = counts
     return out
-
-
-def _counts(table: pd.DataFrame, resolution: str, pathologies: Sequence[str]) -> npt.NDArray[np.int64]:
-    """int64 [N, K, 3] of one resolution."""
-    rows = table[table["resolution"] == resolution]
-    columns = ["intersection", "predicted", "truth"]
-    each = [rows[rows["pathology"] == name].sort_values("cxr_id")[columns].to_numpy(dtype=np.int64) for name in pathologies]
-    return np.stack(each, axis=1)
 
 
 def setting_results(study: Study, results: Sequence[PointResult], level: float) -> list[SettingResult]:
@@ -69,7 +79,10 @@ def setting_results(study: Study, results: Sequence[PointResult], level: float) 
     for point, _ in study.points:
         setting = replace(point, trial=-1)
         planned[setting] = planned.get(setting, 0) + 1
-    return [_setting(s, n, [r for r in results if replace(r.point, trial=-1) == s], level) for s, n in planned.items()]
+    own: dict[SweepPoint, list[PointResult]] = {setting: [] for setting in planned}
+    for result in results:
+        own[replace(result.point, trial=-1)].append(result)
+    return [_setting(s, n, own[s], level) for s, n in planned.items()]
 
 
 def mean_of_defined(iou: npt.NDArray[np.float64]) -> float:

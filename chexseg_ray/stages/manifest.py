@@ -7,6 +7,7 @@ FAN-OUT one row an image of the split
 
 import os
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -92,8 +93,7 @@ def _refuse_other_sizes(source: Source, csv_name: str, masks_name: str, table: p
     for cxr_id, path in zip(table["cxr_id"], table["path"], strict=True):
         rle = next(iter(masks[cxr_id].values()))
         try:
-            with source.open(f"{PurePosixPath(csv_name).parent}/{path}") as stream:
-                size = header_size(stream)
+            size = header_size(BytesIO(source.read(f"{PurePosixPath(csv_name).parent}/{path}")))  # whole: a header is 20 reads of a few bytes
         except FileNotFoundError:
             continue
         if size is not None and size != (rle.height, rle.width):

@@ -1,0 +1,210 @@
+"""A study on a cluster of several nodes, whose head has no CPUs for work; nodes that come and go."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.fs as pafs
+import pytest
+from clusters import Nodes
+from studies import REPOSITORY, TINY
+
+pytestmark = pytest.mark.ray
+
+SHARED = "compute.shared_folders=true"
+RESULTS = Path("report") / "tiny" / "results.csv"
+
+
+@pytest.fixture(scope="module")
+def cluster(private_home: dict[str, str]) -> Iterator[Nodes]:
+    """A head and two nodes of one CPU."""
+    nodes = Nodes("several", private_home)
+    yield nodes
+    nodes.end()
+
+
+def sweep(nodes: Nodes, store: object, *overrides: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start jobs/sweep.py as a driver of the cluster."""
+    command = [sys.executable, str(REPOSITORY / "jobs" / "sweep.py"), str(TINY), f"store.root={store}", *overrides]
+    return subprocess.Popen(command, env=nodes.env | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process: subprocess.Popen[str], code: int, seconds: float = 300) -> tuple[str, str]:
+    out, error = process.communicate(timeout=seconds)
+    assert process.returncode == code, out + error
+    return out, error
+
+
+def fault(process: subprocess.Popen[str], code: int) -> str:
+    """The one line of an error that comes within 30 s; above it stands what Ray's C++ logger says on a machine without a network."""
+    *above, line = ended(process, code, 30)[1].splitlines()
+    assert all(" W " in other or " I " in other for other in above), above
+    return line
+
+
+@pytest.fixture
+def upstream(tiny_store: Path, tmp_path: Path) -> Path:
+    """A store that holds everything but the sweep's trials."""
+    return Path(shutil.copytree(tiny_store, tmp_path / "store", ignore=shutil.ignore_patterns("segmentation", "evaluation", "report", "*.txt")))
+
+
+def test_a_local_root_is_refused(cluster: Nodes, tmp_path: Path) -> None:
+    error = fault(sweep(cluster, tmp_path / "store"), 2)
+    assert re.fullmatch(r"error: store.root=.*: a local folder, and the cluster has several nodes: .*compute.shared_folders=true.*", error)
+    assert not list(tmp_path.glob("store/*/*")), "nothing was built"
+
+
+def test_what_the_cluster_cannot_give_is_said_before_anything_waits_for_it(cluster: Nodes, tmp_path: Path) -> None:
+    overrides = [SHARED, "compute.cams={num_cpus: 1, num_gpus: 1, min_actors: 1, max_actors: 1}"]
+    error = fault(sweep(cluster, tmp_path / "store", *overrides), 2)
+    asked, there = "compute.cams asks for 1 x 1 CPU + 1 GPU and 1 x 1 CPU", "the cluster has 1 node of no CPU for work, 2 nodes of 1 CPU"
+    assert error.startswith(f"error: {asked}; {there}: lower compute.cams")
+
+
+def test_nodes_that_are_lost_and_join_in_the_middle_of_a_sweep_change_nothing(cluster: Nodes, upstream: Path, tiny_store: Path) -> None:
+    driver = sweep(cluster, upstream, SHARED, "compute.state_seconds=0")
+    cluster.until(lambda: len(list(upstream.glob("segmentation/*/state/*"))) >= 2)
+    cluster.until(lambda: sum(node["used"] >= 1 for node in cluster.nodes()) == 2)
+    working = [node for node in cluster.nodes() if node["used"] >= 1]
+    cluster.ask(f"lose {working[0]['id']}")
+    joined = cluster.ask("join 1")
+    out, _ = ended(driver, 0)
+    assert out.count("sweep: points 2/2") == 1, "one fit from beginning to end"
+    assert "failed" not in out
+    assert (upstream / RESULTS).read_bytes() == (tiny_store / RESULTS).read_bytes()
+    assert {node["id"] for node in cluster.nodes()} == {working[1]["id"], joined}
+
+
+def test_two_replicas_on_two_nodes_compute_what_one_process_computes(cluster: Nodes, tmp_path: Path) -> None:
+    """Loss, gradients and statistics in float64, by Ray Train over gloo."""
+    script = f"""
+import sys
+sys.path[:0] = [{str(REPOSITORY)!r}, {str(REPOSITORY / "tests" / "stages")!r}]
+import ray, torch
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+import test_replicas
+ray.init(log_to_driver=False)
+ray.cloudpickle.register_pickle_by_value(test_replicas)
+
+def loop(config):
+    import ray.train
+    from chexseg_ray.stages.replicas import Replica
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    replica = Replica.here()
+    for name, update in test_replicas.UPDATES.items():
+        torch.save(update(replica), f"{{config['folder']}}/{{name}}-{{replica.rank}}.pt")
+    open(f"{{config['folder']}}/node-{{replica.rank}}", "w").write(ray.get_runtime_context().get_node_id())
+
+TorchTrainer(loop, train_loop_config={{"folder": {str(tmp_path)!r}}}, torch_config=TorchConfig(backend="gloo"),
+             scaling_config=ScalingConfig(num_workers=2, resources_per_worker={{"CPU": 1}}),
+             run_config=RunConfig(name="two", storage_path={str(tmp_path / "train")!r})).fit()
+torch.set_default_dtype(torch.float64)
+for name, update in test_replicas.UPDATES.items():
+    whole = update(test_replicas.Replica(0, 1))
+    for rank in (0, 1):
+        found = torch.load(f"{tmp_path!s}/{{name}}-{{rank}}.pt", weights_only=True)
+        assert found.keys() == whole.keys()
+        for key, tensor in whole.items():
+            assert torch.allclose(found[key], tensor, rtol=1e-6, atol=1e-8), (name, rank, key)
+"""
+    env = cluster.env | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests' / 'stages'}"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len({(tmp_path / f"node-{rank}").read_text() for rank in (0, 1)}) == 2, "one on each node"
+
+
+def test_the_training_pool_is_on_a_node_once_for_all_its_trials(cluster: Nodes) -> None:
+    """Six readers on each of two nodes see the same 20 MB without copying them."""
+    script = """
+import json
+import numpy as np
+import ray
+ray.init(log_to_driver=False)
+from chexseg_ray.stages.pool import Rows, shared_rows
+chunks = [np.full((2048, 5000), i, dtype=np.uint8) for i in range(2)]
+shared = {"x/images": ({str(i): i for i in range(4096)}, [ray.put(chunk) for chunk in chunks])}
+
+@ray.remote(num_cpus=0.15)
+class Reader:
+    def read(self, shared):
+        self.rows = shared_rows(shared, "x/images", lambda: None)
+        assert int(self.rows.gather(["3000"])[0, 0]) == 1
+        lines = [line for line in open("/proc/self/maps") if "plasma" in line or "/dev/shm" in line]
+        bounds = [tuple(int(x, 16) for x in line.split()[0].split("-")) for line in lines]
+        places = [chunk.__array_interface__["data"] for chunk in self.rows.chunks]
+        assert all(read_only and any(low <= place < high for low, high in bounds) for place, read_only in places), "in shared memory, read-only"
+        return ray.get_runtime_context().get_node_id()
+
+readers = [Reader.options(scheduling_strategy="SPREAD").remote() for _ in range(12)]
+print(json.dumps(ray.get([reader.read.remote(shared) for reader in readers])))
+"""
+    env = cluster.env | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    places = json.loads(done.stdout.splitlines()[-1])
+    assert len(set(places)) == 2
+    assert len(places) == 12
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[tuple[str, dict[str, str]]]:
+    """An S3 endpoint on loopback with one bucket: what comes behind a URI's path, and the credentials' variables."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    keys = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "a-secret-of-the-test", "AWS_DEFAULT_REGION": "us-east-1"}
+    client = boto3.client(
+        "s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1",
+        aws_access_key_id=keys["AWS_ACCESS_KEY_ID"], aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
+    )  # fmt: skip
+    client.create_bucket(Bucket="bucket")
+    yield f"?endpoint_override={host}:{port}&scheme=http", keys | {"AWS_EC2_METADATA_DISABLED": "true"}
+    server.stop()
+
+
+def test_a_study_whose_data_and_store_are_on_s3_runs_on_nodes_that_an_autoscaler_adds(
+    s3: tuple[str, dict[str, str]], private_home: dict[str, str], phantom_root: Path, tiny_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is local: nodes come when a stage asks for them, and are gone when the study is done; the numbers are the local study's."""
+    where, keys = s3
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    bucket, _ = pafs.FileSystem.from_uri(f"s3://bucket{where}")
+    pafs.copy_files(str(phantom_root), "bucket/data", destination_filesystem=bucket)
+    kinds = "compute.autoscaling=[{num_cpus: 1, num_gpus: 0, max_nodes: 2}, {num_cpus: 1, num_gpus: 1, max_nodes: 1}]"
+    arguments = f"s3://bucket/study{where}", f"data.root=s3://bucket/data{where}", kinds
+    nodes = Nodes("growing", private_home | keys)
+    try:
+        assert nodes.nodes() == []
+        driver = sweep(nodes, *arguments)
+        nodes.until(lambda: bool(nodes.nodes()))
+        assert re.search(r"s3://bucket/study.* in use by process \d+ on .* since ", fault(sweep(nodes, *arguments), 75))
+        most = 0
+        while driver.poll() is None:
+            most = max(most, sum(node["used"] >= 1 for node in nodes.nodes()))
+            time.sleep(0.3)
+        out, error = ended(driver, 0)
+        assert most == 2, "the trials had a node each"
+        nodes.until(lambda: nodes.nodes() == [])
+        assert keys["AWS_SECRET_ACCESS_KEY"] not in out + error
+    finally:
+        nodes.end()
+    with bucket.open_input_file(f"bucket/study/{RESULTS}") as stream:
+        found = pd.read_csv(BytesIO(stream.read()))
+    expected = pd.read_csv(tiny_store / RESULTS)
+    pd.testing.assert_frame_equal(found.drop(columns="record"), expected.drop(columns="record"))
