@@ -90,9 +90,12 @@ def points_part(points: int, root: str) -> None:
         print_plan(plan(study, store, config), study, store, config)
     with timed("the same sweep again: no-op with its report"), redirect_stdout(io.StringIO()):
         assert run_study(config) == 0
+    with timed("and again"), redirect_stdout(io.StringIO()):
+        assert run_study(config) == 0
     more = config_of(points + 200, root)
     with timed("plan of one trial more"), redirect_stdout(io.StringIO()):
-        print_plan(plan(load_study(more)[0], store, more), load_study(more)[0], store, more)
+        larger = load_study(more)[0]
+        print_plan(plan(larger, store, more), larger, store, more)
 
 
 def images_part(images: int, root: str) -> None:

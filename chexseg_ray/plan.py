@@ -89,7 +89,7 @@ def print_plan(planned: Sequence[PlannedStep], study: Study, store: Store, confi
     """Each step as hit or miss, the first of a kind that has many; then the settings, what is shared, and the cost of what is missing, stage by
     stage."""
     labels = {step.address: point.label for point, step in study.points}
-    records = {item.step.name: store.records(item.step.name, _COMPARED) for item in planned if not item.built}
+    records = {name: store.records(name, _COMPARED) for name in {item.step.name for item in planned if not item.built}}
     shown: dict[tuple[str, bool], int] = {}
     for item in planned:
         kind = item.step.name, item.built

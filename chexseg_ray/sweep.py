@@ -65,7 +65,7 @@ def run_study(config: StudyConfig, plan_only: bool = False, asked: str = "") -> 
         failed = _build_missing(config, study, source, store, asked)
     else:
         say(f"nothing to build: all {len(planned)} steps are in the store")
-    write_report(config, study, store)
+    write_report(config, study, store, unchanged=not missing)
     say(f"{time.monotonic() - start:.0f} s")
     return 3 if failed else 0
 
@@ -149,40 +149,51 @@ class _scratch:
 
 
 def _share_pool(study: Study, store: Store, waiting: list[Step]) -> dict[str, Any]:
-    """Put the rows that the waiting points draw from into the object store, once: pixels, and masks of each source."""
+    """Put what the waiting points draw from into the object store, once: weak subsets, pixels, and masks of each source."""
     import ray
 
-    from chexseg_ray.segmentation.mixing import weak_subset
-    from chexseg_ray.stages.pool import Rows, accepted_ids, load_masks, load_pixels
+    from chexseg_ray.stages.pool import accepted_ids, load_masks, load_pixels, mask_sizes, subset_key, weak_ids
 
     wanted: dict[str, set[str] | None] = {}
     records: dict[str, Record] = {}
+    accepted: dict[str, list[str]] = {}
+    shared: dict[str, Any] = {}
     for evaluation in waiting:
         step = evaluation.inputs["segmentation"]
-        for role in ("images_expert_train", "images_validation", "images_weak", "pseudo_masks"):
+        for role in ("images_expert_train", "images_validation"):
             if role in step.inputs:
-                record = store.find(step.inputs[role])
-                assert record is not None
-                records[record.address] = record
-                if role in ("images_weak", "pseudo_masks"):
-                    masks = store.find(step.inputs["pseudo_masks"])
-                    assert masks is not None
-                    ids = accepted_ids(store, masks)
-                    size = min(step.config["weak_n"], len(ids))
-                    chosen = set(weak_subset(ids, step.config["sweep_seed"], step.config["trial"], size))
-                    wanted[record.address] = chosen | (wanted.get(record.address) or set())
-                else:
-                    wanted[record.address] = None
-    shared: dict[str, Any] = {}
+                record = _built(store, step.inputs[role], records)
+                wanted[record.address] = None
+        if "pseudo_masks" in step.inputs:
+            masks, images = (_built(store, step.inputs[role], records) for role in ("pseudo_masks", "images_weak"))
+            key = subset_key(masks, step.config)
+            if key in shared:
+                continue
+            if masks.address not in accepted:
+                accepted[masks.address] = accepted_ids(store, masks)
+            if step.config["weak_n"] > len(accepted[masks.address]):
+                continue  # that point fails alone, and says so
+            chosen = weak_ids(accepted[masks.address], step.config)
+            shared[key] = ray.put(chosen)
+            for record in (masks, images):
+                wanted[record.address] = set(chosen) | (wanted.get(record.address) or set())
 
-    def put(key: str, rows: Rows) -> None:
-        shared[key] = (rows.index, [ray.put(chunk) for chunk in rows.chunks])
-
-    for address, record in records.items():
-        ids_wanted = wanted[address]
+    for address, ids_wanted in wanted.items():
+        record = records[address]
         if record.name == "images":
-            put(f"{address}/images", load_pixels(store, record, ids_wanted))
+            rows = load_pixels(store, record, ids_wanted)
+            shared[f"{address}/images"] = (rows.index, [ray.put(chunk) for chunk in rows.chunks])
         if record.paths("masks/"):
-            size = record.config["size"]
-            put(f"{address}/masks", load_masks(store, record, size, ids_wanted))
+            rows = load_masks(store, record, record.config["size"], ids_wanted)
+            shared[f"{address}/masks"] = (rows.index, [ray.put(chunk) for chunk in rows.chunks])
+            shared[f"{address}/sizes"] = ray.put(mask_sizes(store, record, ids_wanted))
     return shared
+
+
+def _built(store: Store, step: Step, known: dict[str, Record]) -> Record:
+    """The record of a step that the driver has built, read once."""
+    if step.address not in known:
+        record = store.find(step)
+        assert record is not None, step.address
+        known[step.address] = record
+    return known[step.address]

@@ -48,9 +48,12 @@ def run_points(config: StudyConfig, waiting: Sequence[tuple[SweepPoint, Step]], 
     groups, alone = [i for i in items if i.resources.num_workers], [i for i in items if not i.resources.num_workers]
     for part in (groups, alone):
         if part:
-            by_label = {item.point.label: item for item in part}
-            work = partial(_trial, by_label=by_label, store=store, execution=execution)
-            fit_trials(work, {label: item.resources for label, item in by_label.items()}, config.compute.max_failures, folder, show)
+            import ray
+
+            # by reference: the function itself is stored with every trial's actor, and must stay small at 10,000 points
+            by_label, common = {item.point.label: ray.put(item) for item in part}, ray.put((store, execution))
+            resources = {item.point.label: item.resources for item in part}
+            fit_trials(partial(_trial, by_label=by_label, common=common), resources, config.compute.max_failures, folder, show)
     built = store.find_all(item.step for item in items)
     failed = [item for item in items if item.step.address not in built]
     for item in failed:
@@ -149,11 +152,17 @@ def _trial_states(show: Callable[[str, str], None]) -> Any:
     return States()
 
 
-def _trial(space: Mapping[str, Any], by_label: Mapping[str, Waiting], store: Store, execution: Execution) -> None:
-    """One trial: train and evaluate one point. A fault of the point itself is written down, not raised (raising retries)."""
+def _trial(space: Mapping[str, Any], by_label: Mapping[str, Any], common: Any) -> None:
+    """One trial: train and evaluate one point. A fault of the point itself is written down, not raised (raising retries).
+
+    `by_label` refers to a Waiting for each label, `common` to (Store, Execution)."""
+    import ray
     from ray import tune
 
-    item = by_label[space["point"]]
+    item: Waiting = ray.get(by_label[space["point"]])
+    store: Store
+    execution: Execution
+    store, execution = ray.get(common)
     last: dict[str, Any] = {}
 
     def report(metrics: dict[str, Any]) -> None:

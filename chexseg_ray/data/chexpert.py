@@ -99,7 +99,7 @@ def _parse(data: bytes, source: str) -> pd.DataFrame:
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(names):
             raise InputError(f"{source} row {number}: has {len(row)} cells, the header {len(names)}: the file is cut or damaged")
-    return pd.DataFrame(rows[1:], columns=names, dtype=str)
+    return pd.DataFrame(rows[1:], columns=names, dtype=object)  # a list of 1,000,000 str, not an Arrow column: iterating one takes 20 times as long
 
 
 def _checked_path(path: str, source: str, row: int) -> str:
@@ -130,10 +130,11 @@ def _labels(table: pd.DataFrame, pathology: str, names: Sequence[str], source: s
     if column is None:
         near = " or ".join(repr(name) for name in names)
         raise InputError(f"{source}: has no column {near}: correct the file or data.pathologies, or name {pathology!r} in data.columns")
-    values = [_LABELS.get(text.strip()) for text in table[column]]
-    for row, (value, text) in enumerate(zip(values, table[column], strict=True), start=2):
-        if value is None:
-            raise InputError(f"{source} row {row}: {column} is {text!r}: a label is 1, 0, -1 or blank")
+    texts = table[column].tolist()
+    values = [_LABELS.get(text.strip()) for text in texts]
+    if None in values:
+        row = values.index(None)
+        raise InputError(f"{source} row {row + 2}: {column} is {texts[row]!r}: a label is 1, 0, -1 or blank")
     return np.asarray(values, dtype=np.float64)
 
 

@@ -1,8 +1,10 @@
 """The report of a study: results.csv, table.md, the figure, and one self-contained HTML page. From records alone."""
 
 import base64
+import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from chexseg_ray.artifacts import Record, Store
@@ -14,6 +16,7 @@ from chexseg_ray.report.figures import budget_curves, curves, draw_curves
 from chexseg_ray.report.results import PointResult, SettingResult, mean_of_defined, point_results, setting_results
 from chexseg_ray.report.tables import header, long_csv, main_rows, markdown, number, terminal
 
+_MADE_OF = "made_of.sha256"
 _FIGURES = {"miou_over_p": "Mean IoU over p", "miou_over_num_expert": "What the next expert mask is worth"}
 _TEXT = {
     "pooled": "Pixels summed over the test set, then the ratio, at model resolution without padding: the paper's IoU. "
@@ -24,12 +27,44 @@ _TEXT = {
 }
 
 
-def write_report(config: StudyConfig, study: Study, store: Store) -> None:
-    """Write `report/{report.name}/` into the store and print the main table and the page's path."""
+def write_report(config: StudyConfig, study: Study, store: Store, unchanged: bool = False) -> None:
+    """Write `report/{report.name}/` into the store and print the main table and the page's path.
+
+    Args:
+        config: of the study.
+        study: its graph.
+        store: holds what is built.
+        unchanged: a report that was made from the same records by the same code may stay as it is.
+    """
+    folder = f"report/{config.report.name}"
+    made_of = _made_of(config, study, store)
+    if not (unchanged and _there(store, folder, made_of)):
+        _write(config, study, store, folder)
+        store.put(f"{folder}/{_MADE_OF}", made_of)
+    say(store.get(f"{folder}/table.txt").decode())
+    built = len(store.find_all(step for _, step in study.points))
+    say(f"{built} of {len(study.points)} points; report: {store.shown(folder)}/index.html")
+
+
+def _made_of(config: StudyConfig, study: Study, store: Store) -> bytes:
+    """What a report depends on: the records by attempt, the config's words, the code of this room."""
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.*")) if path.is_file())).hexdigest()
+    records = {address: record.attempt for address, record in sorted(store.find_all(study.steps()).items())}
+    facts = {"code": code, "config": config.model_dump(mode="json", exclude={"compute"}), "records": records}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest().encode()
+
+
+def _there(store: Store, folder: str, made_of: bytes) -> bool:
+    try:
+        return store.get(f"{folder}/{_MADE_OF}") == made_of and {"index.html", "results.csv", "table.txt"} <= set(store.names(folder))
+    except FileNotFoundError:
+        return False
+
+
+def _write(config: StudyConfig, study: Study, store: Store, folder: str) -> None:
     pathologies, level = config.data.pathologies, config.report.interval_level
     points = point_results(study, store, pathologies)
     settings = setting_results(study, points, level)
-    folder = f"report/{config.report.name}"
     names = header(pathologies)
     lines = {"miou_over_p": (curves(settings, "pooled"), "p, the probability of an expert mask")}
     if budget := budget_curves(settings, "pooled"):
@@ -41,6 +76,7 @@ def write_report(config: StudyConfig, study: Study, store: Store) -> None:
         "index.html": page.encode(),
         "results.csv": long_csv(points, settings, pathologies, level).encode(),
         "table.md": markdown(main, names).encode(),
+        "table.txt": terminal(main, names, names.index("mIoU (interval)") + 1).encode(),
     }
     for name, (own, _) in lines.items():
         data = [{"line": label, "points": line} for label, line in own.items()]
@@ -48,8 +84,6 @@ def write_report(config: StudyConfig, study: Study, store: Store) -> None:
         files[f"{name}.json"] = json.dumps(_finite(data), indent=1).encode()
     for name, content in files.items():
         store.put(f"{folder}/{name}", content)
-    say(terminal(main, names, names.index("mIoU (interval)") + 1))
-    say(f"{len(points)} of {len(study.points)} points; report: {store.path(folder)}/index.html")
 
 
 def _finite(value: Any) -> Any:

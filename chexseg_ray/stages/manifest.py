@@ -82,9 +82,17 @@ def _refuse_outside(source: Source, csv_name: str, paths: pd.Series) -> None:
     if not isinstance(source.filesystem, pafs.LocalFileSystem):
         return
     root = os.path.realpath(source.base)
-    folder = Path(source.base) / Path(csv_name).parent
+    folder = str(Path(source.base) / Path(csv_name).parent)
+    known = {folder: f"{os.path.realpath(folder)}{os.sep}".startswith(root + os.sep)}
+
+    def inside(name: str) -> bool:
+        """Each folder is looked at once, and followed only where it is a link."""
+        if name not in known:
+            known[name] = inside(name.rpartition("/")[0]) and (not os.path.islink(name) or os.path.realpath(name).startswith(root + os.sep))
+        return known[name]
+
     for row, path in enumerate(paths, start=2):
-        if not os.path.realpath(folder / path).startswith(root + os.sep):
+        if not inside(f"{folder}/{path}"):
             raise InputError(f"{csv_name} row {row}: Path {path!r} leads out of the data root through a link: copy the file into it")
 
 

@@ -1,16 +1,18 @@
 """The training pool: rows of fixed shape by id, in chunks, so that trials of a node share them without copies."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from chexseg_ray.artifacts import Record, Store
 from chexseg_ray.data.masks import Rle, decode_rle
+from chexseg_ray.segmentation.mixing import weak_subset
 from chexseg_ray.stages.tables import binary_column
 
+T = TypeVar("T")
 CHUNK_ROWS = 2048
 
 
@@ -70,6 +72,32 @@ def accepted_ids(store: Store, record: Record) -> list[str]:
     for path in record.paths("masks/"):
         ids += store.read_table(record, path, ["cxr_id"]).column("cxr_id").to_pylist()
     return sorted(ids)
+
+
+def mask_sizes(store: Store, record: Record, wanted: set[str] | None = None) -> dict[str, tuple[int, int]]:
+    """{cxr_id: the original's (height, width)} of a record's masks; only the wanted ids when given."""
+    rows = store.read_tables(record, "masks/", ["cxr_id", "height", "width"]).to_pylist()
+    return {r["cxr_id"]: (r["height"], r["width"]) for r in rows if wanted is None or r["cxr_id"] in wanted}
+
+
+def subset_key(masks: Record, config: Mapping[str, Any]) -> str:
+    """Where the weak subset of a segmentation step is shared."""
+    return f"{masks.address}/weak {config['sweep_seed']} {config['trial']} {config['weak_n']}"
+
+
+def weak_ids(accepted: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+    """The weak images that a segmentation step draws from."""
+    return weak_subset(accepted, config["sweep_seed"], config["trial"], config["weak_n"])
+
+
+def shared_value(shared: Mapping[str, Any], key: str, load: Callable[[], T]) -> T:
+    """A value that a sweep put into the object store, or loaded here when it did not."""
+    if key not in shared:
+        return load()
+    import ray
+
+    found: T = ray.get(shared[key])
+    return found
 
 
 def shared_rows(shared: Any, key: str, load: Callable[[], Rows]) -> Rows:

@@ -29,12 +29,23 @@ from chexseg_ray.evaluation.thresholds import (
     choose_segmentation_thresholds,
     common_pathologies,
 )
-from chexseg_ray.segmentation.mixing import draw_batch, expert_subset, trial_seed, weak_subset
+from chexseg_ray.segmentation.mixing import draw_batch, expert_subset, trial_seed
 from chexseg_ray.segmentation.network import build_network, check_network
 from chexseg_ray.segmentation.training import predict, segmentation_update
 from chexseg_ray.stages.encoder import initialise
 from chexseg_ray.stages.execution import Made, Task
-from chexseg_ray.stages.pool import Rows, accepted_ids, load_masks, load_pixels, shared_rows, unpack_masks
+from chexseg_ray.stages.pool import (
+    Rows,
+    accepted_ids,
+    load_masks,
+    load_pixels,
+    mask_sizes,
+    shared_rows,
+    shared_value,
+    subset_key,
+    unpack_masks,
+    weak_ids,
+)
 from chexseg_ray.stages.replicas import Replica
 from chexseg_ray.stages.train import NanLossError, Report, TrainingJob, begin, require_finite, result, run_training
 from chexseg_ray.stages.training_state import Progress, from_safetensors, to_safetensors
@@ -68,10 +79,8 @@ class SegmentationJob(TrainingJob):
         pixels = shared_rows(self.shared, f"{image_record.address}/images", lambda: load_pixels(store, image_record, set(ids)))
         size = self.config["size"]
         packed = shared_rows(self.shared, f"{mask_record.address}/masks", lambda: load_masks(store, mask_record, size, set(ids)))
-        wanted = set(ids)
-        columns = ["cxr_id", "height", "width"]
-        table = store.read_tables(mask_record, "masks/", columns).to_pylist() if ids else []
-        return MaskedSet(ids, pixels, packed, {r["cxr_id"]: (r["height"], r["width"]) for r in table if r["cxr_id"] in wanted})
+        sizes = shared_value(self.shared, f"{mask_record.address}/sizes", lambda: mask_sizes(store, mask_record, set(ids)))
+        return MaskedSet(ids, pixels, packed, sizes)
 
     def expert_ids(self) -> list[str]:
         """The expert training images that the point may use."""
@@ -84,8 +93,8 @@ class SegmentationJob(TrainingJob):
         """The weak images of the point's trial."""
         if "pseudo_masks" not in self.inputs:
             return []
-        ids = accepted_ids(self.attempt.store, self.inputs["pseudo_masks"])
-        return weak_subset(ids, self.config["sweep_seed"], self.config["trial"], self.config["weak_n"])
+        store, masks = self.attempt.store, self.inputs["pseudo_masks"]
+        return shared_value(self.shared, subset_key(masks, self.config), lambda: weak_ids(accepted_ids(store, masks), self.config))
 
 
 def make(task: Task) -> Made:
