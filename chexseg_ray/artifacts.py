@@ -131,8 +131,13 @@ class Record:
 
     @classmethod
     def from_json(cls, data: bytes) -> "Record":
+        """Parse; refuse with ValueError what names a file outside its attempt."""
         raw = json.loads(data)
-        return cls(**{**raw, "files": tuple(FileEntry(**f) for f in raw["files"])})
+        record = cls(**{**raw, "files": tuple(FileEntry(**f) for f in raw["files"])})
+        for path in (record.attempt, *(entry.path for entry in record.files)):
+            if any(part in ("", ".", "..") for part in path.split("/")):
+                raise ValueError(f"{path!r} is no path below an attempt")
+        return record
 
 
 @dataclass(frozen=True)

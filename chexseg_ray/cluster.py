@@ -66,6 +66,7 @@ class RaySession:
         else:
             quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
             ray.init(address="local", num_cpus=self._num_cpus, include_dashboard=self._dashboard, _node_ip_address="127.0.0.1", **quiet)
+            close_token_file(Path("~/.ray/auth_token").expanduser())
         ray.data.DataContext.get_current().enable_progress_bars = False  # configures ray.data's loggers, so first
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         logging.getLogger("ray.train").setLevel(logging.WARNING)
@@ -78,6 +79,12 @@ class RaySession:
             import ray
 
             ray.shutdown()
+
+
+def close_token_file(path: Path) -> None:
+    """Leave a token file to its owner alone: a local Ray makes one that every user of the machine can read."""
+    if path.is_file() and path.stat().st_uid == os.getuid():
+        path.chmod(0o600)
 
 
 def _join() -> None:

@@ -98,6 +98,13 @@ class DataConfig(_Section):
             raise ValueError("num_validation must be at least 1 when there are expert masks")
         return self
 
+    @field_validator("weak_csv", "expert_csv", "expert_masks", "test_csv", "test_masks")
+    @classmethod
+    def _below_the_root(cls, value: str | None) -> str | None:
+        if value is not None and (not value or value.startswith("/") or "\\" in value or ":" in value or ".." in value.split("/")):
+            raise ValueError("is no plain path below data.root: put the file there, and name it from there")
+        return value
+
     @field_validator("columns")
     @classmethod
     def _column_names(cls, value: dict[str, str | tuple[str, ...]]) -> dict[str, str | tuple[str, ...]]:

@@ -29,6 +29,7 @@ from chexseg_ray.pipeline import Study, SweepPoint
 from chexseg_ray.plan import PlannedStep, plan, print_plan, unknown_splits
 from chexseg_ray.progress import say
 from chexseg_ray.report.page import write_report
+from chexseg_ray.schedule import schedule_lines
 from chexseg_ray.stages.execution import Execution, Source
 from chexseg_ray.trials import TRIAL_STEPS, already_running, run_points
 from chexseg_ray.waiting import Watch
@@ -50,7 +51,10 @@ def run_study(config: StudyConfig, plan_only: bool = False, asked: str = "") -> 
     say(f"store: {store.root}")
     if plan_only:
         study, absent = load_plan(config)
-        print_plan(plan(study, store, config), study, store, config)
+        planned = plan(study, store, config)
+        print_plan(planned, study, store, config)
+        for line in schedule_lines([item for item in planned if not item.built], study, config):
+            say(line)
         for fault in absent:
             say(f"note: {fault} (nothing made from what is not there counts as built)")
         for split in unknown_splits(study, store, config):

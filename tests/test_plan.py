@@ -10,6 +10,7 @@ from chexseg_ray.build import load_plan
 from chexseg_ray.config import load_config
 from chexseg_ray.pipeline import Study, named_points
 from chexseg_ray.plan import PlannedStep, plan, print_plan, unknown_splits
+from chexseg_ray.schedule import wall_hours
 from chexseg_ray.trials import longest_first
 
 PAPER = Path(__file__).resolve().parent.parent / "configs" / "paper.yaml"
@@ -101,3 +102,25 @@ def test_a_split_of_unknown_size_is_said(tmp_path: Path) -> None:
     config = load_config(PAPER, ["compute.rates.images={weak: 10, test: 4}"])
     found, _ = load_plan(config)
     assert unknown_splits(found, Store.open(str(tmp_path)), config) == ["expert_train", "validation"]
+
+
+def test_more_gpus_take_less_time_down_to_what_cannot_be_shared(study: Study, planned: list[PlannedStep]) -> None:
+    one, eight, many = (wall_hours(planned, study, CONFIG, gpus) for gpus in (1, 8, 64))
+    work = sum(item.gpu_hours for item in planned)
+    assert work < one < work + sum(item.cpu_hours for item in planned)
+    assert one > eight > many
+    chain = sum(item.gpu_hours for item in planned if item.step.name in ("classifier", "moco", "irnet"))
+    longest = max(item.gpu_hours for item in planned if item.step.name == "segmentation")
+    assert many > chain + longest
+    assert eight > work / 8
+
+
+def test_trials_that_ask_for_half_a_gpu_run_two_at_a_time_at_half_speed(tmp_path: Path) -> None:
+    config = load_config(
+        PAPER, ["sweep.also=[]", "sweep.p=[0.9]", "sweep.method=[gradcam]", "sweep.init=[random]", "sweep.weak_n=[2000]", "sweep.trials=4"]
+    )
+    found, _ = load_plan(config)
+    missing = [item for item in plan(found, Store.open(str(tmp_path)), config) if item.step.name in ("segmentation", "evaluation")]
+    each = sum(item.gpu_hours + item.cpu_hours for item in missing) / 4
+    assert wall_hours(missing, found, config, 1) == pytest.approx(4 * each)
+    assert wall_hours(missing, found, config, 2) == pytest.approx(2 * each)

@@ -21,6 +21,7 @@ ALLOWED = {room: {"data", "errors", room} for room in SCIENCE} | {
     "trials": {"artifacts", "build", "config", "cost", "demand", "errors", "pipeline", "progress", "stages"},
     "demand": {"build", "config", "errors", "pipeline"},
     "cluster": {"artifacts", "config", "demand", "errors", "progress"},
+    "schedule": {"build", "config", "pipeline", "plan"},
     "waiting": {"demand", "progress"},
     "sweep": {
         "artifacts",
@@ -32,6 +33,7 @@ ALLOWED = {room: {"data", "errors", room} for room in SCIENCE} | {
         "plan",
         "progress",
         "report",
+        "schedule",
         "segmentation",
         "stages",
         "trials",
