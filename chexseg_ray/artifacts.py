@@ -246,13 +246,14 @@ class Store:
         return self.find_address(step.address)
 
     def find_address(self, address: str) -> Record | None:
-        """The record at {name}/{fingerprint}, or None."""
+        """The record at {name}/{fingerprint}, or None; what is there but is not this address's record is None too."""
         try:
-            return Record.from_json(self.get(f"{address}/record.json"))
+            record = Record.from_json(self.get(f"{address}/record.json"))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
+        return record if record.address == address else None
 
     def records(self, name: str, most: int | None = None) -> list[Record]:
         """All built steps of one name, or `most` of them."""
@@ -330,7 +331,7 @@ def storage(done: str, where: str) -> Iterator[None]:
     """What is definitely not there stays FileNotFoundError; everything else that storage says is transient."""
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise
     except OSError as error:
         said = " ".join(str(error).split())[:300]
@@ -339,13 +340,15 @@ def storage(done: str, where: str) -> Iterator[None]:
 
 def open_filesystem(root: str, field_name: str) -> tuple[pafs.FileSystem, str]:
     """A pyarrow filesystem and the base path in it, for a folder or a URI."""
-    if "@" in root.partition("://")[2].partition("?")[0].partition("/")[0]:
+    scheme, _, rest = root.partition("://")
+    if rest and "@" in rest.partition("?")[0] and not scheme.startswith("abfs"):  # abfs://container@account is no secret
         raise InputError(f"{field_name}: a URI with a name or password before its bucket ends in logs: use the environment or the machine's role")
     if "://" not in root:
         return pafs.LocalFileSystem(), str(Path(root).expanduser().resolve())
     try:
-        filesystem, base = pafs.FileSystem.from_uri(root)
-    except (pa.ArrowInvalid, OSError, NotImplementedError) as error:
+        with storage("reached", root):
+            filesystem, base = pafs.FileSystem.from_uri(root)
+    except (pa.ArrowInvalid, FileNotFoundError, NotImplementedError) as error:
         raise InputError(f"{field_name}={root}: pyarrow cannot open it ({error}): name a folder or an s3://, gs://, file:// URI") from None
     return filesystem, str(base)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from chexseg_ray.artifacts import Record, Step, Store, open_filesystem
+from chexseg_ray.artifacts import Record, Step, Store, open_filesystem, storage
 from chexseg_ray.config import StudyConfig, for_weak_n
 from chexseg_ray.errors import InputError, TransientError
 from chexseg_ray.pipeline import MADE_HERE, PAPER_NETWORK, Study, study_graph, sweep_points
@@ -125,7 +125,9 @@ def open_source(config: StudyConfig) -> Source | None:
     if config.data.root is None:
         return None
     filesystem, base = open_filesystem(config.data.root, "data.root")
-    if filesystem.get_file_info(base).type != pafs.FileType.Directory:
+    with storage("read", config.data.root):
+        there = filesystem.get_file_info(base).type == pafs.FileType.Directory
+    if not there:
         raise InputError(f"data.root={config.data.root}: is no folder: name the folder that the CSV and mask files lie in")
     return Source(filesystem, base)
 
@@ -183,9 +185,9 @@ def hash_encoder_files(config: StudyConfig) -> dict[str, str]:
     for path, field in encoder_files(config).items():
         filesystem, where = open_filesystem(path, field)
         try:
-            with filesystem.open_input_file(where) as stream:
+            with storage("read", path), filesystem.open_input_file(where) as stream:
                 out[path] = hashlib.sha256(stream.read()).hexdigest()
-        except OSError:
+        except (FileNotFoundError, IsADirectoryError):
             names = "random or imagenet" if field != "sweep.init" else "random, imagenet, moco or chexpert"
             raise InputError(f"{field}={path}: is no file that can be read: name {names}, or a file of encoder weights") from None
     return out
@@ -240,6 +242,7 @@ def make_execution(config: StudyConfig, source: Source | None, start_ray: Callab
         irnet=TrainResources(**compute.irnet.model_dump()),
         propagation=ActorResources(**compute.propagation.model_dump()),
         segmentation=trial_resources(config, 0),
+        max_failures=compute.max_failures,
         state_seconds=compute.state_seconds,
         start_ray=start_ray,
     )

@@ -15,7 +15,7 @@ import yaml
 
 from chexseg_ray.artifacts import Store, open_filesystem
 from chexseg_ray.config import StudyConfig
-from chexseg_ray.demand import Node
+from chexseg_ray.demand import Node, still_to_come
 from chexseg_ray.errors import InputError, TransientError
 
 # Ray reads these when it is imported
@@ -92,6 +92,8 @@ def _join() -> None:
     from ray.exceptions import AuthenticationError
 
     address = os.environ["RAY_ADDRESS"]
+    if "://" in address and not address.startswith("ray://"):
+        raise InputError(f"RAY_ADDRESS={address}: is the Jobs API's: name the cluster's own address, host:6379, or submit a job")
     tokens = "with token authentication, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH must be set here too"
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
@@ -112,20 +114,26 @@ def _line(error: BaseException) -> str:
 def nodes() -> list[Node]:
     """What each node that is alive has in all."""
     import ray
+    from ray.exceptions import RayError
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    try:
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    except RayError as error:
+        raise TransientError(f"the cluster does not say which nodes it has ({_line(error)}): run again") from None
 
 
 def growth(config: StudyConfig) -> list[Node]:
-    """What each node has that the cluster's autoscaler may add, each as often as it may come: as compute.autoscaling says it, or, on the head
-    of a cluster that `ray up` made, as that cluster's own file does. Ray itself does not tell."""
+    """What each node has that the cluster's autoscaler may still add, each as often as it may come: as compute.autoscaling says it, or, on
+    the head of a cluster that `ray up` made, as that cluster's own file does. Ray itself does not tell."""
     if config.compute.autoscaling:
-        return [{"CPU": kind.num_cpus, "GPU": kind.num_gpus} for kind in config.compute.autoscaling for _ in range(kind.max_nodes)]
+        kinds = [({"CPU": kind.num_cpus, "GPU": kind.num_gpus}, kind.max_nodes) for kind in config.compute.autoscaling]
+        return still_to_come(kinds, sum(most for _, most in kinds), nodes())
     if not _BOOTSTRAP.is_file():
         return []
     cluster = yaml.safe_load(_BOOTSTRAP.read_text(encoding="utf-8"))
-    kinds = {name: kind for name, kind in cluster["available_node_types"].items() if name != cluster["head_node_type"]}
-    return [kind["resources"] for kind in kinds.values() for _ in range(kind.get("max_workers", 0))]
+    types = {name: kind for name, kind in cluster["available_node_types"].items() if name != cluster["head_node_type"]}
+    kinds = [(kind["resources"], kind.get("max_workers", 0)) for kind in types.values()]
+    return still_to_come(kinds, cluster["max_workers"], nodes())
 
 
 def with_workers(config: StudyConfig) -> StudyConfig:
@@ -187,26 +195,31 @@ def claim_on_cluster(store: Store, who: str) -> Iterator[None]:
         who: what a second driver is told.
 
     Raises:
-        TransientError: another job of the cluster holds it.
+        TransientError: another job of the cluster holds it, or the cluster does not answer.
     """
     import ray
-    from ray.exceptions import RayActorError
+    from ray.exceptions import GetTimeoutError, RayActorError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    name = f"store {hashlib.sha256(store.root.encode()).hexdigest()[:16]}"
+    place = f"{store.filesystem.type_name} {store.path('')}"  # two URIs of one place are one store
+    name = f"store {hashlib.sha256(place.encode()).hexdigest()[:16]}"
     holder: Any = None
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     for _ in range(3):
         try:
             remote: Any = ray.remote(num_cpus=0)(_Holder)
             holder = remote.options(name=name, namespace="chexseg_ray", scheduling_strategy=here).remote(who)
-            ray.get(holder.who.remote())
+            ray.get(holder.who.remote(), timeout=60)
             break
+        except (GetTimeoutError, RayActorError):
+            raise TransientError(f"{store.root}: cannot be claimed, this node starts no process: look at its memory and run again") from None
         except ValueError:  # the name is taken
             try:
                 held: Any = ray.get(ray.get_actor(name, namespace="chexseg_ray").who.remote(), timeout=20)
             except (ValueError, RayActorError):  # it has just gone
                 continue
+            except GetTimeoutError:
+                held = "a job that does not answer"
             raise TransientError(f"{store.root}: in use by {held}: wait for it, or stop it") from None
     else:
         raise TransientError(f"{store.root}: its claim changes hands: run again")

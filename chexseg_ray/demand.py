@@ -1,6 +1,6 @@
 """What each stage asks of a cluster, in bundles that must each fit on one node; and whether some nodes can give it. Arithmetic, no Ray."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from chexseg_ray.build import trial_resources
@@ -51,9 +51,15 @@ def describe_nodes(nodes: Sequence[Node]) -> str:
     return ", ".join(f"{kinds.count(kind)} node{'s' if kinds.count(kind) > 1 else ''} of {kind}" for kind in dict.fromkeys(kinds)) or "no node"
 
 
-def demands(config: StudyConfig, study: Study) -> dict[str, list[Demand]]:
-    """What the steps of a study ask for, by the step's name; segmentation has one demand for each kind of trial."""
-    compute, used = config.compute, {step.name for step in study.steps()}
+def demands(config: StudyConfig, study: Study, built: Collection[str] = ()) -> dict[str, list[Demand]]:
+    """What the steps of a study ask for, by the step's name; segmentation has one demand for each kind of trial.
+
+    Args:
+        config: of the study.
+        study: its graph.
+        built: addresses of steps that ask for nothing any more.
+    """
+    compute, used = config.compute, {step.name for step in study.steps() if step.address not in built}
     out: dict[str, list[Demand]] = {}
     for step, section in _DATA_TASKS.items():
         out[step] = [Demand(section, ((getattr(compute, section).num_cpus, 0.0),))]
@@ -65,12 +71,30 @@ def demands(config: StudyConfig, study: Study) -> dict[str, list[Demand]]:
         own = getattr(compute, stage)
         out[stage] = [Demand(stage, ((own.num_cpus, own.num_gpus),) * own.num_workers)] if own.num_workers else []  # none in the driver itself
     trials = []
-    for weak_n in sorted({point.weak_n for point, _ in study.points}):
+    for weak_n in sorted({point.weak_n for point, step in study.points if step.address not in built}):
         trial = trial_resources(config, weak_n)
         driver = ((GROUP_DRIVER_CPUS, 0.0),) if trial.num_workers else ()
         trials.append(Demand("segmentation", (*((trial.num_cpus, trial.num_gpus),) * max(1, trial.num_workers), *driver)))
     out["segmentation"] = list(dict.fromkeys(trials))
     return {name: own for name, own in out.items() if name in used}
+
+
+def still_to_come(kinds: Sequence[tuple[Node, int]], most: int, living: Sequence[Node]) -> list[Node]:
+    """Nodes that may join those alive.
+
+    Args:
+        kinds: what a node of each kind has, and how many of it there may be.
+        most: how many of all kinds there may be.
+        living: nodes alive, the head among them.
+    """
+    counts = []
+    for resources, own_most in kinds:
+        shape = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+        counts.append((resources, own_most, sum((node.get("CPU", 0.0), node.get("GPU", 0.0)) == shape for node in living)))
+    room = most - sum(there for _, _, there in counts)
+    found: list[Node] = [resources for resources, own_most, there in counts for _ in range(max(0, own_most - there))]
+    # a cap below the sum of the kinds leaves open which come: any one kind may, up to the cap
+    return found if len(found) <= room else [node for kind, _, _ in counts for node in [n for n in found if n is kind][: max(0, room)]]
 
 
 def refuse_what_is_lacking(wanted: Mapping[str, Sequence[Demand]], nodes: Sequence[Node], growth: Sequence[Node], where: str) -> None:

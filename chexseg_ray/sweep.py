@@ -77,7 +77,8 @@ def run_study(config: StudyConfig, plan_only: bool = False, asked: str = "") -> 
 def _build_missing(config: StudyConfig, study: Study, source: Source | None, store: Store, asked: str) -> list[SweepPoint]:
     """Build under a claim on the store: on this machine, where Ray starts when a step needs it, or on a cluster, which is joined first."""
     check_inputs(config, source)
-    refuse = partial(refuse_what_is_lacking, demands(config, study), growth=(), where="this machine")
+    wanted = demands(config, study, store.find_all(study.steps()))
+    refuse = partial(refuse_what_is_lacking, wanted, growth=(), where="this machine")
     session = RaySession(config.compute.dashboard, cpus_here(), check=None if on_cluster() else refuse)
     try:
         if on_cluster():
@@ -85,12 +86,12 @@ def _build_missing(config: StudyConfig, study: Study, source: Source | None, sto
             describe_job(study=config.report.name, config=asked, store=store.root)
             refuse_local_roots(config)
             config = with_workers(config)
-            refuse_what_is_lacking(demands(config, study), nodes(), growth(config), "the cluster")
+            refuse_what_is_lacking(demands(config, study, store.find_all(study.steps())), nodes(), growth(config), "the cluster")
         with ExitStack() as held:
             held.enter_context(claim(store))
-            if on_cluster() and not store.is_local:
+            if on_cluster():
                 held.enter_context(claim_on_cluster(store, who()))
-            watch = held.enter_context(Watch(nodes, growth(config))) if on_cluster() else None
+            watch = held.enter_context(Watch(nodes, partial(growth, config))) if on_cluster() else None
             execution = make_execution(config, source, session.start, store)
             if watch:
                 watch.expect(demands(config, study).get("phantom", ()))
@@ -120,9 +121,9 @@ def _announce(config: StudyConfig, study: Study, store: Store, missing: list[Pla
 
 def _build_all(config: StudyConfig, study: Study, store: Store, execution: Execution, watch: Watch | None) -> list[SweepPoint]:
     """Shared upstream in the driver, then the missing points as trials. Returns the points that failed."""
-    wanted = demands(config, study)
     built = store.find_all(step for _, step in study.points)
     waiting = [(point, step) for point, step in study.points if step.address not in built]
+    wanted = demands(config, study, {*built, *store.find_all(study.upstream())})
     needed = {ancestor.address for _, step in waiting for ancestor in step.ancestors()}
     if any(step.name == "classifier" and step.address in needed and store.find(step) is None for step in study.upstream()):
         threading.Thread(target=importlib.import_module, args=("torchvision",), daemon=True).start()  # 6 s, while Ray starts
@@ -137,8 +138,9 @@ def _build_all(config: StudyConfig, study: Study, store: Store, execution: Execu
         watch.expect(wanted["segmentation"])
     execution.start_ray()
     with _scratch() as folder:
+        may_come = growth(config) if on_cluster() else ()
         shared = _share_pool(study, store, [step for _, step in waiting])
-        return run_points(config, waiting, store, replace(execution, shared=shared, start_ray=already_running), folder)
+        return run_points(config, waiting, store, replace(execution, shared=shared, start_ray=already_running), folder, may_come)
 
 
 class _scratch:
@@ -153,44 +155,46 @@ class _scratch:
 
 
 def _share_pool(study: Study, store: Store, waiting: list[Step]) -> dict[str, Any]:
-    """Put what the waiting points draw from into the object store, once: weak subsets, pixels, and masks of each source."""
+    """Put what the waiting points draw from into the object store, once: weak subsets, pixels, and masks of each source.
+
+    Rows of a subset lie together, the smallest of a trial first, so that a trial fetches few chunks beyond its own images.
+    """
     import ray
 
-    from chexseg_ray.stages.pool import accepted_ids, load_masks, load_pixels, mask_sizes, subset_key, weak_ids
+    from chexseg_ray.stages.pool import Rows, accepted_ids, load_masks, load_pixels, mask_sizes, subset_key, weak_ids
 
-    wanted: dict[str, set[str] | None] = {}
     records: dict[str, Record] = {}
+    wanted: dict[str, dict[str, None] | None] = {}  # ids in their order; None is all of them
     accepted: dict[str, list[str]] = {}
     shared: dict[str, Any] = {}
-    for evaluation in waiting:
-        step = evaluation.inputs["segmentation"]
+    segmentations = [step.inputs["segmentation"] for step in waiting]
+    for step in sorted(segmentations, key=lambda step: (step.config["trial"], step.config["weak_n"])):
         for role in ("images_expert_train", "images_validation"):
             if role in step.inputs:
-                record = _built(store, step.inputs[role], records)
-                wanted[record.address] = None
-        if "pseudo_masks" in step.inputs:
-            masks, images = (_built(store, step.inputs[role], records) for role in ("pseudo_masks", "images_weak"))
-            key = subset_key(masks, step.config)
-            if key in shared:
-                continue
-            if masks.address not in accepted:
-                accepted[masks.address] = accepted_ids(store, masks)
-            if step.config["weak_n"] > len(accepted[masks.address]):
-                continue  # that point fails alone, and says so
-            chosen = weak_ids(accepted[masks.address], step.config)
-            shared[key] = ray.put(chosen)
-            for record in (masks, images):
-                wanted[record.address] = set(chosen) | (wanted.get(record.address) or set())
+                wanted[_built(store, step.inputs[role], records).address] = None
+        if "pseudo_masks" not in step.inputs:
+            continue
+        masks, images = (_built(store, step.inputs[role], records) for role in ("pseudo_masks", "images_weak"))
+        if masks.address not in accepted:
+            accepted[masks.address] = accepted_ids(store, masks)
+        key = subset_key(masks, step.config)
+        if key in shared or step.config["weak_n"] > len(accepted[masks.address]):
+            continue  # a size that is too large fails alone, and says so
+        chosen = weak_ids(accepted[masks.address], step.config)
+        shared[key] = ray.put(chosen)
+        for record in (masks, images):
+            wanted[record.address] = {**(wanted.get(record.address) or {}), **dict.fromkeys(chosen)}
 
-    for address, ids_wanted in wanted.items():
-        record = records[address]
+    def put(key: str, rows: Rows) -> None:
+        shared[key] = (rows.index, [ray.put(chunk) for chunk in rows.chunks])
+
+    for address, order in wanted.items():
+        record, ids = records[address], None if order is None else list(order)
         if record.name == "images":
-            rows = load_pixels(store, record, ids_wanted)
-            shared[f"{address}/images"] = (rows.index, [ray.put(chunk) for chunk in rows.chunks])
+            put(f"{address}/images", load_pixels(store, record, ids))
         if record.paths("masks/"):
-            rows = load_masks(store, record, record.config["size"], ids_wanted)
-            shared[f"{address}/masks"] = (rows.index, [ray.put(chunk) for chunk in rows.chunks])
-            shared[f"{address}/sizes"] = ray.put(mask_sizes(store, record, ids_wanted))
+            put(f"{address}/masks", load_masks(store, record, record.config["size"], ids))
+            shared[f"{address}/sizes"] = ray.put(mask_sizes(store, record, None if ids is None else set(ids)))
     return shared
 
 

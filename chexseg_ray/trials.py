@@ -12,7 +12,7 @@ from chexseg_ray.artifacts import Step, Store
 from chexseg_ray.build import build, trial_resources
 from chexseg_ray.config import StudyConfig
 from chexseg_ray.cost import step_cost
-from chexseg_ray.demand import GROUP_DRIVER_CPUS
+from chexseg_ray.demand import GROUP_DRIVER_CPUS, Node
 from chexseg_ray.errors import InputError
 from chexseg_ray.pipeline import SweepPoint
 from chexseg_ray.progress import say, track
@@ -35,8 +35,10 @@ def already_running() -> None:
     """Trials run inside Ray: nothing to start. (A function by name, so that it pickles.)"""
 
 
-def run_points(config: StudyConfig, waiting: Sequence[tuple[SweepPoint, Step]], store: Store, execution: Execution, folder: str) -> list[SweepPoint]:
-    """Train and evaluate the waiting points. Returns those that failed.
+def run_points(
+    config: StudyConfig, waiting: Sequence[tuple[SweepPoint, Step]], store: Store, execution: Execution, folder: str, may_come: Sequence[Node] = ()
+) -> list[SweepPoint]:
+    """Train and evaluate the waiting points. Returns those that failed. `may_come`: nodes that an autoscaler may add.
 
     Points that ask for a worker group go first, in a `fit` of their own that starts no more of them than the cluster has room for; then
     all others, each in its own process, several on a GPU where they ask for a part of it. The longest come first, so that at the end no
@@ -53,7 +55,7 @@ def run_points(config: StudyConfig, waiting: Sequence[tuple[SweepPoint, Step]], 
             # by reference: the function itself is stored with every trial's actor, and must stay small at 10,000 points
             by_label, common = {item.point.label: ray.put(item) for item in part}, ray.put((store, execution))
             resources = {item.point.label: item.resources for item in part}
-            fit_trials(partial(_trial, by_label=by_label, common=common), resources, config.compute.max_failures, folder, show)
+            fit_trials(partial(_trial, by_label=by_label, common=common), resources, config.compute.max_failures, folder, show, may_come)
     built = store.find_all(item.step for item in items)
     failed = [item for item in items if item.step.address not in built]
     for item in failed:
@@ -88,6 +90,7 @@ def fit_trials(
     max_failures: int,
     folder: str,
     show: Callable[[str, str], None],
+    may_come: Sequence[Node] = (),
 ) -> None:
     """Run one trial for each label, started in that order; no scheduler, no early stopping.
 
@@ -96,6 +99,7 @@ def fit_trials(
         resources: what each asks for, by label; all with workers, or all without.
         max_failures: how often a trial whose process or node was lost is started again.
         folder: for Tune's own bookkeeping.
+        may_come: nodes that an autoscaler may add; worker groups are started for them too, so that it sees the demand.
         show: told (label, running | done | failed) of each trial that starts or ends.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -110,7 +114,7 @@ def fit_trials(
     tuner = tune.Tuner(
         tune.with_resources(work, asked),
         param_space={"point": tune.grid_search(list(resources))},
-        tune_config=TuneConfig(reuse_actors=True, max_concurrent_trials=_groups_that_fit(list(resources.values()))),
+        tune_config=TuneConfig(reuse_actors=True, max_concurrent_trials=_groups_that_fit(list(resources.values()), may_come)),
         run_config=RunConfig(
             name="sweep",
             storage_path=folder,
@@ -122,13 +126,15 @@ def fit_trials(
     tuner.fit()
 
 
-def _groups_that_fit(resources: Sequence[TrainResources]) -> int | None:
-    """How many of the largest worker groups the cluster holds at once, at least one; None for trials without workers."""
+def _groups_that_fit(resources: Sequence[TrainResources], may_come: Sequence[Node]) -> int | None:
+    """How many of the largest worker groups the cluster may hold at once, at least one; None for trials without workers."""
     if not resources[0].num_workers:
         return None
     import ray
 
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    have: dict[str, float] = dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+    for node in may_come:
+        have |= {kind: have.get(kind, 0.0) + node.get(kind, 0.0) for kind in ("CPU", "GPU")}
     cpus = max(r.num_workers * r.num_cpus for r in resources) + GROUP_DRIVER_CPUS
     gpus = max(r.num_workers * r.num_gpus for r in resources)
     room = have.get("CPU", 0.0) // cpus

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from chexseg_ray.demand import Demand, Node, describe_nodes
+from chexseg_ray.errors import TransientError
 from chexseg_ray.progress import say
 
 
@@ -13,7 +14,12 @@ class Watch:
     them, then when the nodes change, then every `again` seconds."""
 
     def __init__(
-        self, nodes: Callable[[], Sequence[Node]], growth: Sequence[Node], every: float = 5.0, patience: float = 10.0, again: float = 300.0
+        self,
+        nodes: Callable[[], Sequence[Node]],
+        growth: Callable[[], Sequence[Node]],
+        every: float = 5.0,
+        patience: float = 10.0,
+        again: float = 300.0,
     ) -> None:
         self._nodes, self._growth = nodes, growth
         self._every, self._patience, self._again = every, patience, again
@@ -27,7 +33,7 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join()
+        self._thread.join(timeout=5)  # a cluster that does not answer must not hold the end of a run
 
     def expect(self, wanted: Sequence[Demand]) -> None:
         """What the stage that begins now asks for."""
@@ -36,7 +42,10 @@ class Watch:
     def _run(self) -> None:
         since, said, text = 0.0, 0.0, ""
         while not self._ended.wait(self._every):
-            now, there = time.monotonic(), self._nodes()
+            try:
+                now, there = time.monotonic(), self._nodes()
+            except TransientError:  # asked again in a moment
+                continue
             lacking = [demand for demand in self._wanted if not demand.fits(there)]
             if not lacking:
                 if text:
@@ -50,6 +59,7 @@ class Watch:
                 said, text = now, new
 
     def _hope(self) -> str:
-        if self._growth:
-            return f"its autoscaler is asked, and may add {describe_nodes(self._growth)}"
+        more = self._growth()
+        if more:
+            return f"its autoscaler is asked, and may add {describe_nodes(more)}"
         return "such a node must join it, or end this run and lower what it asks for (what is built stays)"

@@ -129,6 +129,7 @@ def test_the_cluster_is_as_closed_as_it_says() -> None:
         assert node["IamInstanceProfile"]["Name"].endswith("head" if name == "head" else "worker")
         assert ("InstanceMarketOptions" in node) == (name != "head"), "spot workers, a head on demand"
         assert kind.get("min_workers", 0) == 0
+        assert raw["auth"]["ssh_private_key"].endswith(f"/{node['KeyName']}.pem"), "Ray would make a key pair of its own"
     assert re.search(r"@sha256:[0-9a-f]{64}$", raw["docker"]["image"])
     head, worker = (" ".join(raw[f"{role}_start_ray_commands"]) for role in ("head", "worker"))
     assert "--dashboard-host=127.0.0.1" in head
@@ -183,7 +184,9 @@ def test_the_rayjob_has_the_documented_fields_alone() -> None:
     assert cluster["rayVersion"], "KubeRay refuses token mode without it"
     assert cluster["enableInTreeAutoscaling"] is True
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    own = cluster["headGroupSpec"]["template"]["spec"]["serviceAccountName"]
     for group in cluster["workerGroupSpecs"]:
+        assert group["template"]["spec"]["serviceAccountName"] != own, "the head's account may make pods"
         assert (group["replicas"], group["minReplicas"]) == (0, 0)
         assert "restartPolicy" not in group["template"]["spec"], "autoscaler v2 wants Never, its default"
 
@@ -219,3 +222,25 @@ def test_the_rayjob_says_what_its_groups_add_and_the_paper_fits_on_both_clusters
     refuse_what_is_lacking(wanted, [], [{"CPU": cpus, "GPU": gpus} for cpus, gpus, most in said for _ in range(most)], "the cluster")
     kinds = yaml.safe_load(CLUSTER.read_text())["available_node_types"]
     refuse_what_is_lacking(wanted, [], [kind["resources"] for kind in kinds.values() for _ in range(kind.get("max_workers", 0))], "the cluster")
+
+
+def test_the_papers_training_pool_fits_into_the_head_and_a_trials_part_into_a_gpu_node() -> None:
+    """Pixels and ten bit-packed masks of a weak image; two methods on the head, one in a trial. A node's object store is 30 % of its memory."""
+    size, pathologies = PAPER.data.image_size, len(PAPER.data.pathologies)
+    pixels, masks = size * size, pathologies * size * size / 8
+    largest = max(PAPER.sweep.every("weak_n"))
+    pool = largest * PAPER.sweep.trials * (pixels + 2 * masks)
+    gigabytes = {"m7i.4xlarge": 64e9, "g5.4xlarge": 64e9}
+    kinds = yaml.safe_load(CLUSTER.read_text())["available_node_types"]
+    head, gpu = (gigabytes[kinds[name]["node_config"]["InstanceType"]] for name in ("head", "gpu"))
+    spec = yaml.safe_load(RAYJOB.read_text())["spec"]["rayClusterSpec"]
+    pods = {"head": spec["headGroupSpec"], **{group["groupName"]: group for group in spec["workerGroupSpecs"]}}
+    limits = {
+        name: int(pod["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"].removesuffix("Gi")) * 2**30 for name, pod in pods.items()
+    }
+    driver = 2e9 + largest * PAPER.sweep.trials * max(pixels, masks)  # one table at a time, beside the object store
+    for memory in (head, limits["head"]):
+        assert pool < 30e9
+        assert driver + 30e9 < memory
+    for memory in (gpu, limits["gpu"]):
+        assert largest * (pixels + masks) < 0.3 * memory

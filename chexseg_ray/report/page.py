@@ -39,6 +39,7 @@ def write_report(config: StudyConfig, study: Study, store: Store, unchanged: boo
     folder = f"report/{config.report.name}"
     made_of = _made_of(config, study, store)
     if not (unchanged and _there(store, folder, made_of)):
+        store.delete(f"{folder}/{_MADE_OF}")
         _write(config, study, store, folder)
         store.put(f"{folder}/{_MADE_OF}", made_of)
     say(store.get(f"{folder}/table.txt").decode())
@@ -48,7 +49,9 @@ def write_report(config: StudyConfig, study: Study, store: Store, unchanged: boo
 
 def _made_of(config: StudyConfig, study: Study, store: Store) -> bytes:
     """What a report depends on: the records by attempt, the config's words, the code of this room."""
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.*")) if path.is_file())).hexdigest()
+    package = Path(__file__).parent.parent
+    sources = [path for room in ("report", "evaluation", "data") for path in sorted((package / room).glob("*.*")) if path.is_file()]
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     records = {address: record.attempt for address, record in sorted(store.find_all(study.steps()).items())}
     facts = {"code": code, "config": config.model_dump(mode="json", exclude={"compute"}), "records": records}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest().encode()
@@ -56,9 +59,14 @@ def _made_of(config: StudyConfig, study: Study, store: Store) -> bytes:
 
 def _there(store: Store, folder: str, made_of: bytes) -> bool:
     try:
-        return store.get(f"{folder}/{_MADE_OF}") == made_of and {"index.html", "results.csv", "table.txt"} <= set(store.names(folder))
+        said = store.get(f"{folder}/{_MADE_OF}")
     except FileNotFoundError:
         return False
+    return said == made_of and {"index.html", "results.csv", "table.md", "table.txt", *_figure_files("miou_over_p")} <= set(store.names(folder))
+
+
+def _figure_files(name: str) -> list[str]:
+    return [f"{name}.{kind}" for kind in ("png", "svg", "json")]
 
 
 def _write(config: StudyConfig, study: Study, store: Store, folder: str) -> None:

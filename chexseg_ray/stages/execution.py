@@ -82,6 +82,7 @@ class Execution:
     propagation: ActorResources
     segmentation: TrainResources
     state_seconds: float
+    max_failures: int
     start_ray: Callable[[], None] = lambda: None
     shared: Mapping[str, Any] = field(default_factory=dict)
     report: Callable[[dict[str, Any]], None] | None = None

@@ -85,14 +85,17 @@ def _refuse_outside(source: Source, csv_name: str, paths: pd.Series) -> None:
     folder = str(Path(source.base) / Path(csv_name).parent)
     known = {folder: f"{os.path.realpath(folder)}{os.sep}".startswith(root + os.sep)}
 
-    def inside(name: str) -> bool:
+    def inside(path: str) -> bool:
         """Each folder is looked at once, and followed only where it is a link."""
-        if name not in known:
-            known[name] = inside(name.rpartition("/")[0]) and (not os.path.islink(name) or os.path.realpath(name).startswith(root + os.sep))
+        name = folder
+        for part in path.split("/"):
+            above, name = name, f"{name}/{part}"
+            if name not in known:
+                known[name] = known[above] and (not os.path.islink(name) or f"{os.path.realpath(name)}{os.sep}".startswith(root + os.sep))
         return known[name]
 
     for row, path in enumerate(paths, start=2):
-        if not inside(f"{folder}/{path}"):
+        if not inside(path):
             raise InputError(f"{csv_name} row {row}: Path {path!r} leads out of the data root through a link: copy the file into it")
 
 

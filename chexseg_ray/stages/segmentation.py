@@ -76,9 +76,9 @@ class SegmentationJob(TrainingJob):
     def masked_set(self, images: str, masks: str, ids: list[str]) -> MaskedSet:
         """The rows of some ids from an images and a masks input."""
         store, image_record, mask_record = self.attempt.store, self.inputs[images], self.inputs[masks]
-        pixels = shared_rows(self.shared, f"{image_record.address}/images", lambda: load_pixels(store, image_record, set(ids)))
+        pixels = shared_rows(self.shared, f"{image_record.address}/images", ids, lambda: load_pixels(store, image_record, ids))
         size = self.config["size"]
-        packed = shared_rows(self.shared, f"{mask_record.address}/masks", lambda: load_masks(store, mask_record, size, set(ids)))
+        packed = shared_rows(self.shared, f"{mask_record.address}/masks", ids, lambda: load_masks(store, mask_record, size, ids))
         sizes = shared_value(self.shared, f"{mask_record.address}/sizes", lambda: mask_sizes(store, mask_record, set(ids)))
         return MaskedSet(ids, pixels, packed, sizes)
 

@@ -47,8 +47,9 @@ class Telemetry:
 
 
 def folder_name(run: str) -> str:
-    """A run's name without what separates folders or means something to a shell."""
-    return re.sub(r"[^A-Za-z0-9 ._=,+-]", "_", run)
+    """A run's name without what separates folders or means something to a shell, short enough for a file system; its end tells runs apart."""
+    name = re.sub(r"[^A-Za-z0-9 ._=,+-]", "_", run)
+    return name if len(name) <= 200 else f"{name[:150]}_{name[-49:]}"
 
 
 def event_file(values: Mapping[str, float], update: int) -> bytes:

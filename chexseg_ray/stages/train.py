@@ -85,8 +85,10 @@ def begin(seed: int, threads: int) -> torch.device:
 
 def run_training(loop: Loop, job: Any, resources: TrainResources, execution: Execution, name: str) -> Made:
     """Run a loop to its end and return what it made."""
+    from ray.exceptions import RayActorError, RaySystemError
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import WorkerGroupError
 
     last: dict[str, Any] = {}
 
@@ -104,11 +106,18 @@ def run_training(loop: Loop, job: Any, resources: TrainResources, execution: Exe
         use_gpu=resources.num_gpus > 0,
         resources_per_worker={"CPU": resources.num_cpus, **({"GPU": resources.num_gpus} if resources.num_gpus else {})},
     )
-    store, failures = job.attempt.store, FailureConfig(max_failures=3)
+    store, failures = job.attempt.store, FailureConfig(max_failures=execution.max_failures)
     storage = RunConfig(name=name, failure_config=failures, storage_filesystem=store.filesystem, storage_path=store.path(".ray"))
     backend = TorchConfig(backend="nccl" if resources.num_gpus >= 1 else "gloo")
     arguments = {"loop": loop, "job": job}
-    TorchTrainer(_worker_loop, train_loop_config=arguments, torch_config=backend, scaling_config=scaling, run_config=storage).fit()
+    trainer = TorchTrainer(_worker_loop, train_loop_config=arguments, torch_config=backend, scaling_config=scaling, run_config=storage)
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        if not all(isinstance(own, RayActorError | RaySystemError) for own in error.worker_failures.values()):
+            raise  # a fault of the loop itself
+        times = execution.max_failures + 1
+        raise TransientError(f"{name}: its processes or nodes were lost {times} times: run again, or raise compute.max_failures") from None
     made = json.loads(job.attempt.store.get(_made_path(job)))
     job.attempt.store.delete(_made_path(job))
     raise_fault(made)

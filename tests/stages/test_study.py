@@ -40,7 +40,7 @@ def test_one_command_goes_through_every_room_to_the_report(tiny_store: Path) -> 
     }  # fmt: skip
     report = tiny_store / "report" / "tiny"
     assert {p.name for p in report.iterdir()} == {
-        "index.html", "results.csv", "table.md", "miou_over_p.png", "miou_over_p.svg", "miou_over_p.json",
+        "index.html", "results.csv", "table.md", "table.txt", "made_of.sha256", "miou_over_p.png", "miou_over_p.svg", "miou_over_p.json",
     }  # fmt: skip
     page = (report / "index.html").read_text()
     assert "2 of 2 points" in page
@@ -70,7 +70,7 @@ def test_the_second_run_builds_nothing_and_does_not_import_ray_or_torch(tiny_sto
         "import sys; sys.argv = ['sweep.py', *sys.argv[1:]]\n"
         "from chexseg_ray.command import run_job\n"
         "from chexseg_ray.sweep import run_study\n"
-        "code = run_job('', lambda config, flags: run_study(config))\n"
+        "code = run_job('', lambda asked: run_study(asked.config))\n"
         "assert not {'ray', 'torch'} & set(sys.modules), 'imported'\n"
         "sys.exit(code)"
     )
