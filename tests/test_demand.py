@@ -6,7 +6,7 @@ import pytest
 
 from chexseg_ray.build import load_plan
 from chexseg_ray.config import load_config
-from chexseg_ray.demand import Demand, demands, describe_nodes, refuse_what_is_lacking
+from chexseg_ray.demand import Demand, demands, describe_nodes, refuse_what_is_lacking, still_to_come
 from chexseg_ray.errors import InputError
 
 PAPER = Path(__file__).resolve().parent.parent / "configs" / "paper.yaml"
@@ -39,6 +39,22 @@ def test_what_an_autoscaler_may_add_counts() -> None:
     refuse_what_is_lacking(WANTED, [head], [gpu], "the cluster")
     with pytest.raises(InputError, match=r"the cluster has 1 node of no CPU for work, and its autoscaler may add 1 node of 2 CPUs"):
         refuse_what_is_lacking(WANTED, [head], [{"CPU": 2.0}], "the cluster")
+
+
+def test_what_has_come_already_does_not_come_again() -> None:
+    cpu, gpu = {"CPU": 16.0}, {"CPU": 8.0, "GPU": 1.0}
+    kinds = [(cpu, 4), (gpu, 8)]
+    head = {"CPU": 0.0}
+    assert len(still_to_come(kinds, 12, [head])) == 12
+    assert still_to_come(kinds, 12, [head, *[gpu] * 8]) == [cpu] * 4
+    assert still_to_come(kinds, 12, [head, *[gpu] * 8, *[cpu] * 4]) == []
+    assert still_to_come([(gpu, 8)], 5, [head, gpu]) == [gpu] * 4, "the cluster's own maximum"
+
+
+def test_steps_that_are_built_ask_for_nothing() -> None:
+    study, _ = load_plan(CONFIG)
+    built = {step.address for step in study.steps() if step.name not in ("segmentation", "evaluation")}
+    assert demands(CONFIG, study, built).keys() == {"segmentation"}
 
 
 def test_nodes_are_counted_by_kind() -> None:

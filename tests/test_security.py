@@ -48,6 +48,26 @@ def test_a_record_whose_file_leaves_its_attempt_is_refused(path: str, tmp_path: 
     assert found is None, "a record that names such a file is no record"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../secret", "fingerprint": "."},
+        {"name": "b"},
+        {"attempt": 5},
+        {"attempt": "a/../../b"},
+        {"files": [{"path": None, "size": 1, "sha256": ""}]},
+    ],
+)
+def test_a_record_that_is_not_its_addresss_own_counts_as_absent(change: dict[str, object], tmp_path: Path) -> None:
+    store, step = Store.open(str(tmp_path / "store")), Step("a", 1, {})
+    record = Record("a", 1, step.fingerprint, {}, {}, "attempt", (), 1, 0, {}, {})
+    store.put(f"{step.address}/record.json", json.dumps(json.loads(record.to_json()) | change).encode())
+    assert store.find(step) is None
+    assert store.find_all([step]) == {}
+    store.put(f"{step.address}/record.json", b"[" * 100_000)
+    assert store.find(step) is None
+
+
 def test_a_pickle_in_a_store_is_never_opened_as_one(tmp_path: Path) -> None:
     trap = pickle.dumps(Trap(tmp_path / "sprung"))
     torch.save({"weight": Trap(tmp_path / "sprung")}, tmp_path / "weights.pt")
@@ -83,7 +103,7 @@ def test_a_report_cannot_be_named_out_of_the_store(name: str) -> None:
         load_config(DEMO, [f"report.name={json.dumps(name)}"])
 
 
-@pytest.mark.parametrize("uri", ["s3://key:secret@bucket/study", "s3://key@bucket", "gs://token@bucket/study"])
+@pytest.mark.parametrize("uri", ["s3://key:secret@bucket/study", "s3://key@bucket", "gs://token@bucket/study", "s3://key:a/slash@bucket/study"])
 def test_a_uri_with_a_secret_is_refused_without_repeating_it(uri: str) -> None:
     with pytest.raises(InputError, match=r"store\.root") as caught:
         open_filesystem(uri, "store.root")

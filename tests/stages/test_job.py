@@ -80,15 +80,7 @@ class Head:
 
     def processes(self) -> list[int]:
         """All that have this head's RAY_TMPDIR."""
-        mark = f"RAY_TMPDIR={self.env['RAY_TMPDIR']}".encode()
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if mark in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append(int(folder.name))
-            except OSError:
-                continue
-        return found
+        return marked(f"RAY_TMPDIR={self.env['RAY_TMPDIR']}")
 
     def end(self) -> None:
         for pid in self.processes():
@@ -224,8 +216,13 @@ def test_a_driver_without_the_token_is_told_which_variables_to_set(head: Head, t
     assert "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH" in done.stderr.splitlines()[-1]
 
 
-def listening(pids: list[int]) -> set[str]:
-    """The hexadecimal local addresses of the listening TCP sockets of some processes."""
+def marked(variable: str) -> list[int]:
+    """The processes that have a variable in their environment."""
+    return [p for p in map(int, filter(str.isdigit, os.listdir("/proc"))) if variable.encode() in read(p, "environ").split(b"\0")]
+
+
+def listening(pids: list[int], of: int) -> set[str]:
+    """The hexadecimal local addresses of the listening TCP sockets of some processes, in the network of one of them."""
     inodes = set()
     for pid in pids:
         for link in Path(f"/proc/{pid}/fd").glob("*"):
@@ -233,14 +230,28 @@ def listening(pids: list[int]) -> set[str]:
                 inodes.add(os.readlink(link))
             except OSError:
                 continue
-    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/{of}/net/{name}").read_text().splitlines()[1:]]
     return {row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes}
 
 
-def test_a_head_and_a_study_of_its_own_listen_on_loopback_alone(head: Head) -> None:
-    assert listening(head.processes()) <= LOOPBACK
+def with_a_network_card() -> list[str]:
+    """What runs a command where there is a network card beside the loopback, of a network that leads nowhere."""
+    setup = "ip link set lo up && ip link add c0 type veth peer name c1 && ip addr add 10.9.9.9/24 dev c0 && ip link set c0 up && ip link set c1 up"
+    command = ["unshare", "-n", "sh", "-c", f'{setup} && ip route add default via 10.9.9.1 && exec "$@"', "sh"]
+    try:
+        works = subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        works = False
+    return command if works else []
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_study_of_its_own_listens_on_loopback_alone(closed: bool, head: Head) -> None:
+    """And without its setting it would not: on a machine with a network card Ray listens there."""
     script = """
-import os, time
+import os, sys, time
+if len(sys.argv) > 1:
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = sys.argv[1]
 from chexseg_ray.cluster import RaySession
 RaySession(dashboard=True, num_cpus=1).start()
 import ray
@@ -248,15 +259,22 @@ ray.get(ray.remote(lambda: 1).remote())
 print("ready", flush=True)
 time.sleep(60)
 """
+    card = with_a_network_card()
+    if not closed and not card:
+        pytest.skip("no right to make a network card")
     folder = tempfile.mkdtemp(prefix="cx")
     env = {k: v for k, v in head.env.items() if not k.startswith("RAY_")} | {"RAY_TMPDIR": folder, "HOME": folder}
-    process = subprocess.Popen([sys.executable, "-c", script], env=env, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    command = [*card, sys.executable, "-c", script, *([] if closed else ["1"])]
+    process = subprocess.Popen(command, env=env, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    pids = [p for p in map(int, filter(str.isdigit, os.listdir("/proc"))) if f"RAY_TMPDIR={folder}".encode() in read(p, "environ").split(b"\0")]
-    found = listening(pids)
+    found = listening(marked(f"RAY_TMPDIR={folder}"), process.pid)
     process.send_signal(signal.SIGTERM)
     process.wait(30)
     assert found
-    assert found <= LOOPBACK
+    assert (found <= LOOPBACK) == closed
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_the_head_of_the_readme_listens_on_loopback_alone(head: Head) -> None:
+    assert listening(head.processes(), head.process.pid) <= LOOPBACK

@@ -89,6 +89,12 @@ def test_an_event_file_holds_the_history_entry() -> None:
     assert found == {"loss": (12, 0.5), "validation_miou": (12, 0.25)}
 
 
+def test_a_run_of_a_long_name_has_a_folder_that_a_disk_can_hold() -> None:
+    runs = [f"irnet p=0.9 init=/{'very/long/' * 40}weights.pt trial={trial} 0123456789ab" for trial in (0, 1)]
+    assert len({folder_name(run) for run in runs}) == 2
+    assert all(len(folder_name(run)) <= 200 for run in runs)
+
+
 def test_a_training_writes_one_event_file_an_entry_and_rank_0_alone(tmp_path: Path) -> None:
     store = Store.open(str(tmp_path))
     run = "irnet p=0.9 init=s3://somewhere/weights.pt trial=0"
