@@ -37,7 +37,11 @@ class Nodes:
         self.env |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
         self.env |= {"GLOO_SOCKET_IFNAME": "lo", "RAY_BACKEND_LOG_LEVEL": "fatal"}
         self._process = subprocess.Popen([sys.executable, __file__, kind], env=self.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.address = self._answer()
+        try:
+            self.address = self._answer()
+        except AssertionError:
+            self.end()
+            raise
         self.env["RAY_ADDRESS"] = self.address
 
     def _answer(self) -> Any:

@@ -54,4 +54,4 @@ def _draw_group(row: Row, images: list[phantom.PhantomImage], long_side: int, at
         files.append([entry.path, entry.size, entry.sha256])
         if image.split != "train":
             truths[image.cxr_id], seconds[image.cxr_id] = phantom.rle_entry(truth), phantom.rle_entry(second)
-    return {"files": files, "truth": truths, "second": seconds}
+    return {"files": files, "truth": truths, "second": seconds, "rows": len(files)}

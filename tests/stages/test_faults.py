@@ -165,7 +165,15 @@ def images_step(config: object, split: str):  # type: ignore[no-untyped-def]
     return next(s for s in study.steps() if s.name == "images" and s.config["split"] == split), source
 
 
-def test_unusable_weak_images_are_rejects_up_to_the_limit(user_root: Path, tmp_path: Path, private_ray: Callable[[], None]) -> None:
+def test_unusable_weak_images_are_rejects_up_to_the_limit(
+    user_root: Path, tmp_path: Path, private_ray: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: dict[tuple[str, str], float] = {}
+
+    def count(name: str, value: float, **tags: str) -> None:
+        counted[name, tags["stage"]] = counted.get((name, tags["stage"]), 0) + value
+
+    monkeypatch.setattr("chexseg_ray.stages.metrics.record", count)
     files = sorted((user_root / ROOT / "train").rglob("*.jpg"))
     files[0].write_bytes(b"")
     files[1].write_bytes(files[1].read_bytes()[:200])
@@ -176,6 +184,7 @@ def test_unusable_weak_images_are_rejects_up_to_the_limit(user_root: Path, tmp_p
     step, source = images_step(config, "weak")
     record = build(step, store, make_execution(config, source, private_ray, store))
     assert (record.rows, record.rejects) == (len(files) - 4, 4)
+    assert (counted["images", "images"], counted["rejects", "images"]) == (len(files) - 4, 4), "what Prometheus is told"
     reasons = [r["reason"] for r in store.read_table(record, "rejects.parquet").to_pylist()]
     assert reasons == ["undecodable", "undecodable", "missing", "format"]
     strict = tiny(tmp_path / "other", f"data.root={user_root}")
