@@ -56,6 +56,8 @@ def run_points(
             by_label, common = {item.point.label: ray.put(item) for item in part}, ray.put((store, execution))
             resources = {item.point.label: item.resources for item in part}
             fit_trials(partial(_trial, by_label=by_label, common=common), resources, config.compute.max_failures, folder, show, may_come)
+    metrics.forget("trials")
+    metrics.forget("seconds_left", stage="sweep")
     built = store.find_all(item.step for item in items)
     failed = [item for item in items if item.step.address not in built]
     for item in failed:

@@ -96,6 +96,7 @@ def _collect(stage: str, label: str, dataset: Any, num_groups: int) -> list[Row]
         found[int(row["group"])] = own = json.loads(row["json"])
         metrics.record("images", own.get("result", {}).get("rows", 0), stage=stage)
         metrics.record("seconds_left", show(len(found), ""), stage=stage)
+    metrics.forget("seconds_left", stage=stage)
     if sorted(found) != list(range(num_groups)):
         raise TransientError(f"{label}: {len(found)} of {num_groups} groups came back: run again")
     for _, row in sorted(found.items()):

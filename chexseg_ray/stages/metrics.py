@@ -1,14 +1,19 @@
 """What a run shows to Prometheus, through ray.util.metrics, on the metrics port of every node. Nothing where no Ray runs.
 
 A name here is `ray_chexseg_<name>` there, counters with `_total` behind it. No id is ever a tag: a series is one of a few stages, states, or
-settings, however many images and trials there are.
+settings, however many images and trials there are. Ray drops a gauge that nobody has set for some 20 seconds; those here are set again until
+they are forgotten.
 """
 
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+_AGAIN = 5.0  # seconds between two times that a gauge is set
+_held: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
 _BOUNDARIES = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]  # seconds
 
 
@@ -52,8 +57,32 @@ def record(name: str, value: float, **tags: str) -> None:
             own.inc(value, tags)
     elif metric.kind == "gauge":
         own.set(value, tags)
+        _held[name, frozenset(tags.items())] = value
+        _refresher()
     else:
         own.observe(value, tags)
+
+
+def forget(name: str, **tags: str) -> None:
+    """Let the gauges of a name that have these tags go: what they tell of is over."""
+    for key in [key for key in _held if key[0] == name and set(tags.items()) <= key[1]]:
+        _held.pop(key, None)
+
+
+@cache
+def _refresher() -> threading.Thread:
+    """The one thread of this process that sets its gauges again."""
+    thread = threading.Thread(target=_refresh, daemon=True)
+    thread.start()
+    return thread
+
+
+def _refresh() -> None:
+    while True:
+        time.sleep(_AGAIN)
+        for (name, tags), value in list(_held.items()):
+            if _ray_runs():
+                _instrument(name).set(value, dict(tags))
 
 
 def _ray_runs() -> bool:

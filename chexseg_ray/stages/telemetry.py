@@ -34,6 +34,10 @@ class Telemetry:
         if self._stage != "segmentation":  # the sweep knows its own
             metrics.record("seconds_left", (self._total - update) / max(rate, 1e-9), stage=self._stage)
         self._update, self._time = update, now
+        if update >= self._total:
+            for name in ("updates_per_second", "seconds_left"):
+                metrics.forget(name, stage=self._stage)
+            metrics.forget("validation_miou")
 
     def recorded(self, entry: Mapping[str, float], point: tuple[str, float] | None = None) -> None:
         """After every entry of the history: {update, loss, ...}; of a sweep point also its (method, p)."""

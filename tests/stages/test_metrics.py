@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
@@ -46,6 +47,33 @@ def test_nothing_is_recorded_where_no_ray_runs(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(metrics, "_ray_runs", lambda: False)
     monkeypatch.setattr(metrics, "_instrument", lambda name: pytest.fail("an instrument was made"))
     metrics.record("images", 3, stage="cams")
+
+
+def test_a_gauge_is_set_again_until_it_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray drops one that nobody sets for 20 s; a trial may take hours between two validations."""
+    seen: list[tuple[float, dict[str, str]]] = []
+
+    class Gauge:
+        def set(self, value: float, tags: dict[str, str]) -> None:
+            seen.append((value, tags))
+
+    monkeypatch.setattr(metrics, "_AGAIN", 0.01)
+    monkeypatch.setattr(metrics, "_ray_runs", lambda: True)
+    monkeypatch.setattr(metrics, "_instrument", lambda name: Gauge())
+    threading.Thread(target=metrics._refresh, daemon=True).start()
+    metrics.record("trials", 3, state="running")
+    metrics.record("validation_miou", 0.5, method="gradcam", p="0.9")
+    deadline = time.monotonic() + 20
+    while len([value for value, _ in seen if value == 3]) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    metrics.forget("trials", state="running")
+    time.sleep(0.05)
+    seen.clear()
+    time.sleep(0.1)
+    assert all(tags == {"method": "gradcam", "p": "0.9"} for _, tags in seen), "only what was asked for is forgotten"
+    assert seen
+    metrics.forget("validation_miou")
 
 
 def test_a_wrong_tag_is_a_mistake() -> None:
