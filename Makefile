@@ -21,7 +21,7 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -m "science or ray"
+	$(BIN)/python -m pytest -m "(science or ray) and not slow"
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

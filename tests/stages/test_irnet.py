@@ -117,6 +117,7 @@ def test_thresholds_of_irnet_masks_are_tuned_on_expert_training_masks(irnet_stor
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_two_workers_train_what_one_process_trains(irnet_copy: Path, private_ray: StartRay) -> None:
     store = Store.open(str(irnet_copy))
     alone, _ = load_irnet(store, record_of(irnet_copy, "irnet"))
