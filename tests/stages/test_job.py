@@ -207,6 +207,7 @@ def test_a_jobs_exit_code_is_the_studys(head: Head, tmp_path: Path) -> None:
     assert "sweep.p.0" in bad.stdout
 
 
+@pytest.mark.slow
 def test_a_driver_without_the_token_is_told_which_variables_to_set(head: Head, tmp_path: Path) -> None:
     env = {k: v for k, v in head.env.items() if not k.startswith("RAY_AUTH")} | {"RAY_AUTH_MODE": "disabled"}
     env |= {"RAY_ADDRESS": f"127.0.0.1:{head.port}", "HOME": str(tmp_path)}

@@ -44,7 +44,10 @@ def weights_of(store: Path, step: Step) -> tuple[str, list[dict[str, float]]]:
     return next(f.sha256 for f in record.files if f.path == "weights.safetensors"), record.metrics["history"]
 
 
-@pytest.mark.parametrize(("name", "architecture"), [("classifier", "resnet18"), ("moco", None), ("irnet", None), ("segmentation", None)])
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [("classifier", "resnet18"), pytest.param("moco", None, marks=pytest.mark.slow), ("irnet", None), ("segmentation", None)],
+)
 def test_a_killed_training_ends_byte_equal_to_an_undisturbed_one(
     name: str, architecture: str | None, irnet_copy: Path, tmp_path: Path, private_home: dict[str, str]
 ) -> None:
