@@ -22,10 +22,13 @@ from machine import describe
 
 from chexseg_ray.artifacts import Record, Step, Store
 from chexseg_ray.build import build, load_study, make_execution
+from chexseg_ray.cluster import RaySession
 from chexseg_ray.config import StudyConfig, load_config
 from chexseg_ray.plan import plan, print_plan
 from chexseg_ray.segmentation.mixing import weak_subset
 from chexseg_ray.stages.evaluation import COUNTS
+from chexseg_ray.stages.grouped import run_tasks
+from chexseg_ray.stages.images import group_items
 from chexseg_ray.sweep import run_study
 
 TINY = Path(__file__).resolve().parents[1] / "tests" / "tiny.yaml"
@@ -121,9 +124,20 @@ def images_part(images: int, root: str) -> None:
     with timed("manifest: CSV checked, written"):
         record = build(step, store, make_execution(config, source, lambda: None, store))
     assert record.rows == images, record.rows
+    with timed("its groups of 128, as the images stage hands them out"):
+        columns = ["cxr_id", "path", "height", "width", "rle_original"]
+        items = group_items(store.read_table(record, "manifest.parquet", columns))
+    RaySession(dashboard=False, num_cpus=2).start()
+    with timed(f"{len(items)} groups through Ray Data, nothing decoded"), redirect_stdout(io.StringIO()):
+        run_tasks("images", ": groups", items, nothing, 1.0)
     ids = [f"patient{i:07d}" for i in range(images)]
     with timed("weak subset of 20,000 for the third trial"):
         weak_subset(ids, 0, 2, 20_000)
+
+
+def nothing(row: dict[str, object]) -> dict[str, object]:
+    """What a task of the images stage gives back, without its work."""
+    return {"rows": 128, "files": [["images/part-00000.parquet", 1, "0" * 64]], "rejects": []}
 
 
 def main() -> None:

@@ -35,8 +35,7 @@ def make(task: Task) -> Made:
     folder = str(PurePosixPath(csv_name).parent)
     decode = DecodeGroup(task.attempt, task.open_source(), folder, list(manifest.config["pathologies"]), size)
     columns = ["cxr_id", "path", "height", "width", "rle_original"]
-    table = task.store.read_table(manifest, "manifest.parquet", columns).to_pylist()
-    items = [{"group": i, "rows": json.dumps(table[rows])} for i, rows in enumerate(group_slices(len(table), GROUP_ROWS))]
+    items = group_items(task.store.read_table(manifest, "manifest.parquet", columns))
     rows = run_tasks("images", f" ({split}): groups decoded", items, decode, task.execution.images_cpus)
     entries = [FileEntry(*entry) for row in rows for entry in row["files"]]
     rejects = [reject for row in rows for reject in row["rejects"]]
@@ -44,6 +43,12 @@ def make(task: Task) -> Made:
     _refuse_too_many(task, split, manifest.rows, rejects)
     entries.append(write_rejects(task.attempt, rejects))
     return Made(entries, rows=manifest.rows - len(rejects), rejects=len(rejects))
+
+
+def group_items(table: pa.Table) -> list[Row]:
+    """One item a group of a manifest's rows, as JSON; a slice at a time, so that 1,000,000 rows are never objects all at once."""
+    slices = group_slices(len(table), GROUP_ROWS)
+    return [{"group": i, "rows": json.dumps(table.slice(rows.start, rows.stop - rows.start).to_pylist())} for i, rows in enumerate(slices)]
 
 
 def _refuse_too_many(task: Task, split: str, total: int, rejects: list[dict[str, str]]) -> None:
