@@ -288,9 +288,15 @@ def _check_networks(config: StudyConfig) -> None:
         check_networks(others, config.data.image_size, section.model_dump())
 
 
+def submission_id() -> str | None:
+    """Of the submitted job that this process is; None outside one."""
+    found: str | None = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("metadata", {}).get("job_submission_id")
+    return found
+
+
 def who() -> str:
     """What a second driver of a store is told of this one."""
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("metadata", {}).get("job_submission_id")
+    job = submission_id()
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return f"process {os.getpid()} on {platform.node()}{f' of job {job}' if job else ''} since {now}"
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +25,8 @@ _ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # what matters comes as an exception
     "RAY_AIR_NEW_OUTPUT": "0",  # else Tune prints tables at verbose=0
 }
-# Without it Ray takes 127.0.0.1 for this machine's first network card and listens there. The name is for systems whose firewalls ask.
 _BOOTSTRAP = Path("~/ray_bootstrap_config.yaml").expanduser()  # where `ray up` puts a cluster's file on its head
+# Without it Ray takes 127.0.0.1 for this machine's first network card and listens there. The name is for systems whose firewalls ask.
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
@@ -167,10 +166,9 @@ def refuse_local_roots(config: StudyConfig) -> None:
             )
 
 
-def describe_job(**facts: str) -> None:
+def describe_job(submission: str | None, **facts: str) -> None:
     """Add facts to the metadata of the submitted job that this process is, for the dashboard and `ray job list`. Nothing outside a job."""
-    submission = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("metadata", {}).get("job_submission_id")
-    if not submission:
+    if submission is None:
         return
     import ray
     from ray.dashboard.modules.job.common import JobInfoStorageClient  # Ray has no public way to say more of a running job

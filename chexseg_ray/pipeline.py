@@ -15,6 +15,7 @@ from chexseg_ray.config import EncoderClassifierConfig, GridConfig, StudyConfig,
 
 T = TypeVar("T")
 
+TRIAL_STEPS = frozenset({"segmentation", "evaluation"})  # each sweep point has its own; all others are shared
 EXPERT_SPLITS = ("expert_train", "validation")
 
 PAPER_NETWORK = ("deeplabv3plus", "resnet18")  # not named in a point's label
@@ -70,7 +71,7 @@ class Study:
 
     def upstream(self) -> list[Step]:
         """The steps that trials share: all but segmentation and evaluation."""
-        return [step for step in self.steps() if step.name not in ("segmentation", "evaluation")]
+        return [step for step in self.steps() if step.name not in TRIAL_STEPS]
 
 
 def _step(name: str, config: Mapping[str, Any], **inputs: Step) -> Step:

@@ -7,7 +7,7 @@ from chexseg_ray.artifacts import Record, Step, Store, differing_fields
 from chexseg_ray.build import trial_resources
 from chexseg_ray.config import StudyConfig
 from chexseg_ray.cost import Cost, step_cost
-from chexseg_ray.pipeline import Study, SweepPoint, named_points
+from chexseg_ray.pipeline import TRIAL_STEPS, Study, SweepPoint, named_points
 from chexseg_ray.progress import say
 
 _SHOWN, _COMPARED = 60, 200  # steps of one name and state that are printed; records that a missing one is compared with
@@ -54,7 +54,7 @@ def _serves(study: Study) -> dict[str, int]:
 
 
 def _on_gpu(step: Step, config: StudyConfig, weak_n: Mapping[str, int]) -> bool:
-    if step.name in ("segmentation", "evaluation"):
+    if step.name in TRIAL_STEPS:
         return trial_resources(config, weak_n[step.address]).num_gpus > 0
     return bool(getattr(getattr(config.compute, step.name, None), "num_gpus", 0) > 0)
 
@@ -140,7 +140,7 @@ def sharing_lines(planned: Sequence[PlannedStep], points: int) -> Iterator[str]:
     """The steps that several trainings are made from."""
     yield ""
     yield "shared: made once, used by so many of the trainings"
-    shared = [item for item in planned if item.step.name not in ("segmentation", "evaluation", "manifest", "phantom")]
+    shared = [item for item in planned if item.step.name not in {*TRIAL_STEPS, "manifest", "phantom"}]
     rows = [(item.step.name, _what(item.step), "built" if item.built else "to build", f"{item.serves} of {points}") for item in shared]
     yield from _aligned(rows)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from chexseg_ray.build import trial_resources
 from chexseg_ray.config import ActorCompute, DataParallelCompute, StudyConfig
-from chexseg_ray.pipeline import Study
+from chexseg_ray.pipeline import TRIAL_STEPS, Study
 from chexseg_ray.plan import PlannedStep
 
 CPUS_PER_GPU = 8  # of the machines that the estimate is for
@@ -19,9 +19,8 @@ def wall_hours(missing: Sequence[PlannedStep], study: Study, config: StudyConfig
     actors as compute allows, a training over its replicas. Then the trials, the longest first, each in its part of a GPU, where it is slower
     in proportion.
     """
-    trials = {"segmentation", "evaluation"}
-    shared = sum(_shared_hours(item, config, gpus) for item in missing if item.step.name not in trials)
-    hours: dict[str, float] = {item.step.address: item.gpu_hours + item.cpu_hours for item in missing if item.step.name in trials}
+    shared = sum(_shared_hours(item, config, gpus) for item in missing if item.step.name not in TRIAL_STEPS)
+    hours: dict[str, float] = {item.step.address: item.gpu_hours + item.cpu_hours for item in missing if item.step.name in TRIAL_STEPS}
     ends = [0.0] * gpus * _SLOTS
     heapq.heapify(ends)
     works = []

@@ -6,13 +6,14 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from chexseg_ray.artifacts import Record, Step, Store
-from chexseg_ray.build import build, check_inputs, claim, load_plan, load_study, make_execution, prepare, trial_resources, who
+from chexseg_ray.build import build, check_inputs, claim, load_plan, load_study, make_execution, prepare, submission_id, trial_resources, who
 from chexseg_ray.cluster import (
     RaySession,
     claim_on_cluster,
@@ -25,13 +26,13 @@ from chexseg_ray.cluster import (
 )
 from chexseg_ray.config import StudyConfig
 from chexseg_ray.demand import demands, refuse_what_is_lacking
-from chexseg_ray.pipeline import Study, SweepPoint
+from chexseg_ray.pipeline import TRIAL_STEPS, Study, SweepPoint
 from chexseg_ray.plan import PlannedStep, plan, print_plan, unknown_splits
 from chexseg_ray.progress import say
 from chexseg_ray.report.page import write_report
 from chexseg_ray.schedule import schedule_lines
 from chexseg_ray.stages.execution import Execution, Source
-from chexseg_ray.trials import TRIAL_STEPS, already_running, run_points
+from chexseg_ray.trials import already_running, run_points
 from chexseg_ray.waiting import Watch
 
 
@@ -66,7 +67,8 @@ def run_study(config: StudyConfig, plan_only: bool = False, asked: str = "") -> 
     failed: list[SweepPoint] = []
     if missing:
         _announce(config, study, store, missing)
-        failed = _build_missing(config, study, source, store, asked)
+        built = {item.step.address for item in planned if item.built}
+        failed = _build_missing(config, study, source, store, built, asked)
     else:
         say(f"nothing to build: all {len(planned)} steps are in the store")
     write_report(config, study, store, unchanged=not missing)
@@ -74,19 +76,18 @@ def run_study(config: StudyConfig, plan_only: bool = False, asked: str = "") -> 
     return 3 if failed else 0
 
 
-def _build_missing(config: StudyConfig, study: Study, source: Source | None, store: Store, asked: str) -> list[SweepPoint]:
+def _build_missing(config: StudyConfig, study: Study, source: Source | None, store: Store, built: set[str], asked: str) -> list[SweepPoint]:
     """Build under a claim on the store: on this machine, where Ray starts when a step needs it, or on a cluster, which is joined first."""
     check_inputs(config, source)
-    wanted = demands(config, study, store.find_all(study.steps()))
-    refuse = partial(refuse_what_is_lacking, wanted, growth=(), where="this machine")
+    refuse = partial(refuse_what_is_lacking, demands(config, study, built), growth=(), where="this machine")
     session = RaySession(config.compute.dashboard, cpus_here(), check=None if on_cluster() else refuse)
     try:
         if on_cluster():
             session.start()
-            describe_job(study=config.report.name, config=asked, store=store.root)
+            describe_job(submission_id(), study=config.report.name, config=asked, store=store.root)
             refuse_local_roots(config)
             config = with_workers(config)
-            refuse_what_is_lacking(demands(config, study, store.find_all(study.steps())), nodes(), growth(config), "the cluster")
+            refuse_what_is_lacking(demands(config, study, built), nodes(), growth(config), "the cluster")
         with ExitStack() as held:
             held.enter_context(claim(store))
             if on_cluster():
@@ -121,17 +122,17 @@ def _announce(config: StudyConfig, study: Study, store: Store, missing: list[Pla
 
 def _build_all(config: StudyConfig, study: Study, store: Store, execution: Execution, watch: Watch | None) -> list[SweepPoint]:
     """Shared upstream in the driver, then the missing points as trials. Returns the points that failed."""
-    built = store.find_all(step for _, step in study.points)
+    built = store.find_all(study.steps())
     waiting = [(point, step) for point, step in study.points if step.address not in built]
-    wanted = demands(config, study, {*built, *store.find_all(study.upstream())})
+    wanted = demands(config, study, built)
     needed = {ancestor.address for _, step in waiting for ancestor in step.ancestors()}
-    if any(step.name == "classifier" and step.address in needed and store.find(step) is None for step in study.upstream()):
+    upstream = [step for step in study.upstream() if step.address in needed and step.address not in built]
+    if any(step.name == "classifier" for step in upstream):
         threading.Thread(target=importlib.import_module, args=("torchvision",), daemon=True).start()  # 6 s, while Ray starts
-    for step in study.upstream():
-        if step.address in needed and store.find(step) is None:
-            if watch:
-                watch.expect(wanted.get(step.name, ()))
-            build(step, store, execution)
+    for step in upstream:
+        if watch:
+            watch.expect(wanted.get(step.name, ()))
+        build(step, store, execution)
     if not waiting:
         return []
     if watch:
@@ -161,40 +162,44 @@ def _share_pool(study: Study, store: Store, waiting: list[Step]) -> dict[str, An
     """
     import ray
 
-    from chexseg_ray.stages.pool import Rows, accepted_ids, load_masks, load_pixels, mask_sizes, subset_key, weak_ids
+    from chexseg_ray.stages.pool import Rows, load_masks, load_pixels, mask_sizes, subset_key, weak_ids
 
     records: dict[str, Record] = {}
-    wanted: dict[str, dict[str, None] | None] = {}  # ids in their order; None is all of them
+    whole: set[str] = set()  # addresses whose rows are all wanted
+    order: dict[str, dict[str, None]] = defaultdict(dict)  # of the others the wanted ids, in their order
+    sizes: dict[str, dict[str, tuple[int, int]]] = {}
     accepted: dict[str, list[str]] = {}
     shared: dict[str, Any] = {}
     segmentations = [step.inputs["segmentation"] for step in waiting]
     for step in sorted(segmentations, key=lambda step: (step.config["trial"], step.config["weak_n"])):
         for role in ("images_expert_train", "images_validation"):
             if role in step.inputs:
-                wanted[_built(store, step.inputs[role], records).address] = None
+                whole.add(_built(store, step.inputs[role], records).address)
         if "pseudo_masks" not in step.inputs:
             continue
         masks, images = (_built(store, step.inputs[role], records) for role in ("pseudo_masks", "images_weak"))
         if masks.address not in accepted:
-            accepted[masks.address] = accepted_ids(store, masks)
+            sizes[masks.address] = mask_sizes(store, masks)
+            accepted[masks.address] = sorted(sizes[masks.address])
         key = subset_key(masks, step.config)
         if key in shared or step.config["weak_n"] > len(accepted[masks.address]):
             continue  # a size that is too large fails alone, and says so
         chosen = weak_ids(accepted[masks.address], step.config)
         shared[key] = ray.put(chosen)
         for record in (masks, images):
-            wanted[record.address] = {**(wanted.get(record.address) or {}), **dict.fromkeys(chosen)}
+            order[record.address] |= dict.fromkeys(chosen)
 
     def put(key: str, rows: Rows) -> None:
         shared[key] = (rows.index, [ray.put(chunk) for chunk in rows.chunks])
 
-    for address, order in wanted.items():
-        record, ids = records[address], None if order is None else list(order)
+    for address in (*sorted(whole), *order):
+        record, ids = records[address], None if address in whole else list(order[address])
         if record.name == "images":
             put(f"{address}/images", load_pixels(store, record, ids))
         if record.paths("masks/"):
             put(f"{address}/masks", load_masks(store, record, record.config["size"], ids))
-            shared[f"{address}/sizes"] = ray.put(mask_sizes(store, record, None if ids is None else set(ids)))
+            known = sizes.get(address) or mask_sizes(store, record)
+            shared[f"{address}/sizes"] = ray.put(known if ids is None else {cxr_id: known[cxr_id] for cxr_id in ids})
     return shared
 
 

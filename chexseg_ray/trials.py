@@ -14,12 +14,10 @@ from chexseg_ray.config import StudyConfig
 from chexseg_ray.cost import step_cost
 from chexseg_ray.demand import GROUP_DRIVER_CPUS, Node
 from chexseg_ray.errors import InputError
-from chexseg_ray.pipeline import SweepPoint
+from chexseg_ray.pipeline import TRIAL_STEPS, SweepPoint
 from chexseg_ray.progress import say, track
 from chexseg_ray.stages import metrics
 from chexseg_ray.stages.execution import Execution, TrainResources
-
-TRIAL_STEPS = frozenset({"segmentation", "evaluation"})
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,12 @@ def _board(labels: Sequence[str]) -> Callable[[str, str], None]:
     """Shows the trials of all fits by state, in the log and as metrics."""
     progress = track("sweep: points", len(labels))
     states = dict.fromkeys(labels, "waiting")
+    counts = {"waiting": len(states), "running": 0, "done": 0, "failed": 0}
 
     def show(label: str, state: str) -> None:
+        counts[states[label]] -= 1
+        counts[state] += 1
         states[label] = state
-        counts = {name: list(states.values()).count(name) for name in ("waiting", "running", "done", "failed")}
         for name, number in counts.items():
             metrics.record("trials", number, state=name)
         if state in ("done", "failed"):

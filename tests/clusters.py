@@ -26,6 +26,27 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def marked(variable: str) -> list[int]:
+    """The living processes that have `NAME=value` in their environment: nodes that a fake cloud started are nobody's children."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if variable.encode() in (folder / "environ").read_bytes().split(b"\0") and " Z " not in (folder / "stat").read_text():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def kill_marked(variable: str) -> None:
+    """End them all."""
+    for pid in marked(variable):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
 class Nodes:
     """A cluster that a process of its own holds; `kind` is several or growing."""
 
@@ -68,29 +89,15 @@ class Nodes:
             time.sleep(0.2)
 
     def end(self) -> None:
-        """End every process of this cluster, by its mark: nodes that a fake cloud started are nobody's children."""
+        """End every process of this cluster, by its mark."""
+        mark = f"CHEXSEG_TEST_MARK={self._mark}"
         self._process.terminate()
         deadline = time.monotonic() + 30
-        while (left := self._processes()) and time.monotonic() < deadline:
-            for pid in left:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
+        while marked(mark) and time.monotonic() < deadline:
+            kill_marked(mark)
             time.sleep(0.2)
         self._process.communicate()
-        assert not self._processes()
-
-    def _processes(self) -> list[int]:
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                marked = f"CHEXSEG_TEST_MARK={self._mark}".encode() in (folder / "environ").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if marked and "Z" not in (folder / "stat").read_text().rpartition(")")[2].split()[0]:
-                found.append(int(folder.name))
-        return found
+        assert not marked(mark)
 
 
 def _answer(value: Any) -> None:

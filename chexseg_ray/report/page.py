@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +37,24 @@ def write_report(config: StudyConfig, study: Study, store: Store, unchanged: boo
         unchanged: a report that was made from the same records by the same code may stay as it is.
     """
     folder = f"report/{config.report.name}"
-    made_of = _made_of(config, study, store)
+    records = store.find_all(study.steps())
+    made_of = _made_of(config, records)
     if not (unchanged and _there(store, folder, made_of)):
         store.delete(f"{folder}/{_MADE_OF}")
-        _write(config, study, store, folder)
+        _write(config, study, store, records, folder)
         store.put(f"{folder}/{_MADE_OF}", made_of)
     say(store.get(f"{folder}/table.txt").decode())
-    built = len(store.find_all(step for _, step in study.points))
+    built = sum(step.address in records for _, step in study.points)
     say(f"{built} of {len(study.points)} points; report: {store.shown(folder)}/index.html")
 
 
-def _made_of(config: StudyConfig, study: Study, store: Store) -> bytes:
+def _made_of(config: StudyConfig, records: Mapping[str, Record]) -> bytes:
     """What a report depends on: the records by attempt, the config's words, the code of this room."""
     package = Path(__file__).parent.parent
     sources = [path for room in ("report", "evaluation", "data") for path in sorted((package / room).glob("*.*")) if path.is_file()]
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    records = {address: record.attempt for address, record in sorted(store.find_all(study.steps()).items())}
-    facts = {"code": code, "config": config.model_dump(mode="json", exclude={"compute"}), "records": records}
+    attempts = {address: record.attempt for address, record in records.items()}
+    facts = {"code": code, "config": config.model_dump(mode="json", exclude={"compute"}), "records": attempts}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest().encode()
 
 
@@ -69,9 +70,9 @@ def _figure_files(name: str) -> list[str]:
     return [f"{name}.{kind}" for kind in ("png", "svg", "json")]
 
 
-def _write(config: StudyConfig, study: Study, store: Store, folder: str) -> None:
+def _write(config: StudyConfig, study: Study, store: Store, records: Mapping[str, Record], folder: str) -> None:
     pathologies, level = config.data.pathologies, config.report.interval_level
-    points = point_results(study, store, pathologies)
+    points = point_results(study, store, records, pathologies)
     settings = setting_results(study, points, level)
     names = header(pathologies)
     lines = {"miou_over_p": (curves(settings, "pooled"), "p, the probability of an expert mask")}

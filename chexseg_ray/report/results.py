@@ -1,7 +1,7 @@
 """From records to numbers: IoU of every point, and mean with interval over its trials. Reads the store alone, no Ray."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,10 +37,9 @@ class SettingResult:
     undefined: dict[str, int]
 
 
-def point_results(study: Study, store: Store, pathologies: Sequence[str]) -> list[PointResult]:
-    """The points that are built, in the study's order."""
-    built = store.find_all(step for _, step in study.points)
-    found = [(point, built[step.address]) for point, step in study.points if step.address in built]
+def point_results(study: Study, store: Store, records: Mapping[str, Record], pathologies: Sequence[str]) -> list[PointResult]:
+    """The points that are built, in the study's order; `records` by address."""
+    found = [(point, records[step.address]) for point, step in study.points if step.address in records]
 
     def result(each: tuple[SweepPoint, Record]) -> PointResult:
         counts = read_counts(store.read_table(each[1], "counts.parquet"), pathologies)

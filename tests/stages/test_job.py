@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from clusters import free_port
+from clusters import free_port, kill_marked, marked
 from studies import REPOSITORY, TINY
 
 from chexseg_ray.stages.metrics import METRICS
@@ -83,11 +83,7 @@ class Head:
         return marked(f"RAY_TMPDIR={self.env['RAY_TMPDIR']}")
 
     def end(self) -> None:
-        for pid in self.processes():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        kill_marked(f"RAY_TMPDIR={self.env['RAY_TMPDIR']}")
         self.process.wait(30)
 
 
@@ -205,6 +201,12 @@ def test_a_jobs_exit_code_is_the_studys(head: Head, tmp_path: Path) -> None:
     assert head.job(submission_of(bad))["driver_exit_code"] == 2
     assert "error: " in bad.stdout
     assert "sweep.p.0" in bad.stdout
+    packages = list(Path(head.env["RAY_TMPDIR"]).glob("ray/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/"))
+    assert packages
+    for package in packages:
+        uploaded = {path.name for path in package.iterdir()}
+        assert {"jobs", "configs", "chexseg_ray"} <= uploaded
+        assert not uploaded & {"tests", "docs", "benchmarks", ".git", ".venv", ".ci"}
 
 
 @pytest.mark.slow
@@ -215,11 +217,6 @@ def test_a_driver_without_the_token_is_told_which_variables_to_set(head: Head, t
     done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 75, done.stdout + done.stderr
     assert "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH" in done.stderr.splitlines()[-1]
-
-
-def marked(variable: str) -> list[int]:
-    """The processes that have a variable in their environment."""
-    return [p for p in map(int, filter(str.isdigit, os.listdir("/proc"))) if variable.encode() in read(p, "environ").split(b"\0")]
 
 
 def listening(pids: list[int], of: int) -> set[str]:
