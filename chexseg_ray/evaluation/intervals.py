@@ -1,22 +1,45 @@
-"""Confidence intervals. Each says what it is conditional on; undefined is NaN with a reason, never 0."""
+"""Confidence intervals. Each says what it is conditional on; undefined is NaN with a reason, never 0.
+
+Three sources of an interval, by what would be drawn anew in a repetition of the study: the trials alone (Student's t), the test set's
+patients alone (percentile bootstrap), or both (variances added, a t quantile for the sum).
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
+from scipy.optimize import brentq
 from scipy.stats import t as student
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, its interval and n; when the interval is undefined, low and high are NaN and `reason` says why."""
+    """A mean, its interval and n; when the interval is undefined, low and high are NaN and `reason` says why.
+
+    n counts what was drawn: trials, or patients for the patient bootstrap."""
 
     mean: float
     low: float
     high: float
     n: int
     reason: str
+
+
+def undefined(mean: float, n: int, reason: str) -> Interval:
+    """A mean without an interval, and why."""
+    return Interval(mean, math.nan, math.nan, n, reason)
+
+
+def spread(values: Sequence[float]) -> tuple[list[float], str]:
+    """The defined values, and why they have no spread between trials; empty when they have one."""
+    defined = [v for v in values if not math.isnan(v)]
+    if len(defined) < 2:
+        return defined, "undefined" if len(values) and not defined else f"{len(defined)} trial{'s' if len(defined) != 1 else ''}"
+    return defined, "identical trials" if len(set(defined)) == 1 else ""
 
 
 def t_interval(values: Sequence[float], level: float) -> Interval:
@@ -26,12 +49,135 @@ def t_interval(values: Sequence[float], level: float) -> Interval:
         values: one a trial; NaN trials are left out.
         level: coverage in (0, 1).
     """
-    defined = [v for v in values if not math.isnan(v)]
+    defined, reason = spread(values)
     n = len(defined)
     mean = float(np.mean(defined)) if n else math.nan
-    if n < 2:
-        return Interval(mean, math.nan, math.nan, n, f"{n} trial{'s' if n != 1 else ''}")
-    if len(set(defined)) == 1:
-        return Interval(mean, math.nan, math.nan, n, "identical trials")
+    if reason:
+        return undefined(mean, n, reason)
     half = float(student.ppf(0.5 + level / 2, n - 1)) * float(np.std(defined, ddof=1)) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, n, "")
+
+
+def percentile_interval(mean: float, replicates: Floats, patients: int, level: float) -> Interval:
+    """Percentile interval of a patient bootstrap; conditional on the trained networks.
+
+    The tails are those of the normal quantile enlarged to Student's t and by n / (n - 1) (Hesterberg 2015, "expanded percentile"), as a
+    bootstrap of few patients is too narrow.
+
+    Args:
+        mean: the estimate on the test set itself.
+        replicates: float64 [B] of the same estimate on resampled patients; NaN where it is undefined.
+        patients: how many the estimate is about: those that show the pathology.
+        level: coverage in (0, 1).
+    """
+    defined = replicates[~np.isnan(replicates)]
+    if math.isnan(mean) or not len(defined):
+        return undefined(mean, patients, "undefined")
+    if patients < 2:
+        return undefined(mean, patients, f"{patients} patient{'s' if patients != 1 else ''}")
+    tail = expanded_tail(level, patients)
+    low, high = np.quantile(defined, [tail, 1 - tail])
+    if low == high:
+        return undefined(mean, patients, "identical patients")
+    return Interval(mean, float(low), float(high), patients, "")
+
+
+def expanded_tail(level: float, n: int) -> float:
+    """The share of replicates below an expanded percentile interval: Phi(-sqrt(n / (n - 1)) t), below (1 - level) / 2."""
+    from scipy.stats import norm
+
+    return float(norm.cdf(math.sqrt(n / (n - 1)) * student.ppf(0.5 - level / 2, n - 1)))
+
+
+@dataclass(frozen=True)
+class Combined:
+    """A mean over trials with both variances of it, NaN where they are undefined.
+
+    trial_variance is s^2 / n of the trials, patient_variance the variance of the mean over trials when patients are drawn anew; dfs are the
+    degrees of freedom of the two."""
+
+    interval: Interval
+    trial_variance: float
+    patient_variance: float
+    dfs: tuple[int, int]
+
+    @property
+    def variances(self) -> tuple[float, float]:
+        return self.trial_variance, self.patient_variance
+
+
+Quantile = Callable[[float, Sequence[float], Sequence[float]], float]
+
+
+def satterthwaite_t(level: float, variances: Sequence[float], dfs: Sequence[float]) -> float:
+    """Student's t quantile of a two-sided level with Satterthwaite's (1946) degrees of freedom for a sum of variance estimates:
+    (sum v)^2 / sum(v^2 / df). Not all variances may be 0."""
+    df = sum(variances) ** 2 / sum(v * v / df for v, df in zip(variances, dfs, strict=True))
+    return float(student.ppf(0.5 + level / 2, df))
+
+
+def cochran_cox_t(level: float, variances: Sequence[float], dfs: Sequence[float]) -> float:
+    """The quantiles of each variance's own degrees of freedom, weighted by the variances (Cochran and Cox 1950): never too narrow, where
+    Satterthwaite's covers 92 % when 3 trials vary more than the patients."""
+    own = [float(student.ppf(0.5 + level / 2, df)) for df in dfs]
+    return sum(v * t for v, t in zip(variances, own, strict=True)) / sum(variances)
+
+
+def combined_interval(values: Sequence[float], replicates: Floats, patients: int, level: float, quantile: Quantile = satterthwaite_t) -> Combined:
+    """Trials and patients drawn anew: s^2 / n + bootstrap variance, and a t quantile for the sum.
+
+    Conditional on what the trials share (expert masks, classifier, IRNet, encoders). The percentile bootstrap over trials and patients
+    draws n trials from n and so sees (n - 1) / n of their variance, with 3 trials far too little (benchmarks/coverage.py).
+
+    Args:
+        values: one a trial; NaN trials are left out.
+        replicates: float64 [B], the mean over those trials on resampled patients.
+        patients: how many the estimate is about, n - 1 of them degrees of freedom.
+        level: coverage in (0, 1).
+        quantile: of the sum of variances.
+    """
+    defined, reason = spread(values)
+    n = len(defined)
+    mean = float(np.mean(defined)) if n else math.nan
+    sampled = replicates[~np.isnan(replicates)]
+    patient_variance = float(np.var(sampled, ddof=1)) if len(sampled) > 1 else math.nan
+    trial_variance = float(np.var(defined, ddof=1)) / n if n > 1 else math.nan
+    dfs = n - 1, patients - 1
+    if not reason and patients < 2:
+        reason = f"{patients} patient{'s' if patients != 1 else ''}"
+    if not reason and math.isnan(patient_variance):
+        reason = "undefined"
+    if reason:
+        return Combined(undefined(mean, n, reason), trial_variance, patient_variance, dfs)
+    variances = trial_variance, patient_variance
+    half = quantile(level, variances, dfs) * math.sqrt(sum(variances))
+    return Combined(Interval(mean, mean - half, mean + half, n, ""), *variances, dfs)
+
+
+def p_value(combined: Combined, quantile: Quantile) -> float:
+    """Of a mean of 0, two-sided: 1 - the level whose interval ends at 0. NaN where there is no interval; not below 1e-12."""
+    if combined.interval.reason:
+        return math.nan
+    statistic = abs(combined.interval.mean) / math.sqrt(sum(combined.variances))
+
+    def beyond(level: float) -> float:
+        return quantile(level, combined.variances, combined.dfs) - statistic
+
+    return 1e-12 if beyond(1 - 1e-12) < 0 else 1 - float(brentq(beyond, 0.0, 1 - 1e-12, xtol=1e-14))
+
+
+def hierarchical_interval(mean: float, replicates: Floats, level: float, rng: np.random.Generator) -> Interval:
+    """Percentile bootstrap over trials and patients. Shown beside the combined interval by benchmarks/coverage.py; too narrow for few trials.
+
+    Args:
+        mean: over the trials, on the test set itself.
+        replicates: float64 [B, n], each trial's estimate on resampled patients.
+        level: coverage in (0, 1).
+        rng: draws the trials of each replicate.
+    """
+    count, n = replicates.shape
+    if n < 2:
+        return undefined(mean, n, f"{n} trial{'s' if n != 1 else ''}")
+    drawn = np.take_along_axis(replicates, rng.integers(n, size=(count, n)), axis=1).mean(axis=1)
+    low, high = np.nanquantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
+    return Interval(mean, float(low), float(high), n, "")

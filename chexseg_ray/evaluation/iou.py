@@ -38,11 +38,14 @@ def per_image_iou(counts: npt.NDArray[np.int64], true_pos_only: bool) -> npt.NDA
     Returns:
         float64 [K]; NaN where no image is left.
     """
+    return nan_mean(image_iou(counts, true_pos_only))
+
+
+def image_iou(counts: npt.NDArray[np.int64], true_pos_only: bool) -> npt.NDArray[np.float64]:
+    """The IoU of each image, float64 [N, K], NaN where it does not count; arguments as per_image_iou."""
     intersection, predicted, truth = counts[..., 0], counts[..., 1], counts[..., 2]
     each = _ratio(intersection, predicted + truth - intersection)
-    if true_pos_only:
-        each = np.where((predicted > 0) & (truth > 0), each, np.nan)
-    return nan_mean(each)
+    return np.where((predicted > 0) & (truth > 0), each, np.nan) if true_pos_only else each
 
 
 def nan_mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

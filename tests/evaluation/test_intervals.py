@@ -1,0 +1,207 @@
+"""Intervals, contrasts and power against scipy, brute force, and simulations where the truth is known."""
+
+import importlib.util
+import itertools
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from chexseg_ray.evaluation.bootstrap import (
+    mean_over_pathologies,
+    patient_rows,
+    patient_weights,
+    per_image_sums,
+    pooled_sums,
+    positive_patients,
+)
+from chexseg_ray.evaluation.contrasts import holm, paired_difference, patients_needed, power, trials_needed
+from chexseg_ray.evaluation.intervals import (
+    cochran_cox_t,
+    combined_interval,
+    hierarchical_interval,
+    p_value,
+    percentile_interval,
+    satterthwaite_t,
+    t_interval,
+)
+from chexseg_ray.evaluation.iou import per_image_iou, pooled_iou
+
+
+@pytest.fixture(scope="module")
+def coverage() -> ModuleType:
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "coverage.py"
+    spec = importlib.util.spec_from_file_location("coverage_benchmark", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["coverage_benchmark"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def counts_of(rng: np.random.Generator, images: int = 30) -> tuple[np.ndarray, list[str]]:
+    intersection = rng.integers(0, 50, size=(images, 4)) * (rng.random((images, 4)) < 0.6)
+    predicted = intersection + rng.integers(0, 50, size=(images, 4)) * (rng.random((images, 4)) < 0.6)
+    truth = intersection + rng.integers(0, 50, size=(images, 4)) * (rng.random((images, 4)) < 0.6)
+    counts = np.stack([intersection, predicted, truth], axis=-1)
+    counts[:, 3] = 0
+    return counts, [f"patient{i % 11}" for i in range(images)]
+
+
+def test_sums_by_patient_give_both_aggregations(rng: np.random.Generator) -> None:
+    counts, patients = counts_of(rng)
+    rows, number = patient_rows(patients)
+    assert number == 11
+    np.testing.assert_allclose(pooled_sums(counts, rows, number).estimate(), pooled_iou(counts))
+    for only in (True, False):
+        np.testing.assert_allclose(per_image_sums(counts, rows, number, only).estimate(), per_image_iou(counts, only))
+    expected = [len({p for p, t in zip(patients, counts[:, k, 2], strict=True) if t > 0}) for k in range(4)]
+    assert positive_patients(counts, rows, number).tolist() == expected
+
+
+def test_a_replicate_is_the_estimate_on_whole_patients_drawn_again(rng: np.random.Generator) -> None:
+    counts, patients = counts_of(rng)
+    rows, number = patient_rows(patients)
+    weights = patient_weights(number, 20, 3)
+    assert (weights.sum(axis=1) == number).all()
+    for sums, estimate in (
+        (pooled_sums(counts, rows, number), pooled_iou),
+        (per_image_sums(counts, rows, number, False), lambda c: per_image_iou(c, False)),
+    ):
+        ours = sums.replicates(weights)
+        for b in range(20):
+            images = [i for i in range(len(rows)) for _ in range(int(weights[b, rows[i]]))]
+            np.testing.assert_allclose(ours[b], estimate(counts[images]), rtol=1e-6)
+    assert np.isnan(ours[:, 3]).all()
+
+
+def test_the_patient_bootstrap_has_scipys_spread(rng: np.random.Generator) -> None:
+    number = 80
+    top, bottom = rng.gamma(2.0, size=(number, 1)), rng.gamma(5.0, size=(number, 1))
+    from chexseg_ray.evaluation.bootstrap import PatientSums
+
+    ours = PatientSums(top, bottom).replicates(patient_weights(number, 20_000, 0))[:, 0]
+    theirs = stats.bootstrap(
+        (top[:, 0], bottom[:, 0]), lambda a, b, axis: a.sum(axis) / b.sum(axis), paired=True, vectorized=True, n_resamples=20_000,
+        method="percentile", rng=np.random.default_rng(1),
+    )  # fmt: skip
+    assert ours.std(ddof=1) == pytest.approx(theirs.standard_error, rel=0.03)
+    interval = percentile_interval(float(top.sum() / bottom.sum()), ours, number, 0.95)
+    width = theirs.confidence_interval.high - theirs.confidence_interval.low
+    assert 1.0 < (interval.high - interval.low) / width < 1.08, "a little wider than the plain percentile interval"
+
+
+def test_both_variances_together_are_welchs_test(rng: np.random.Generator) -> None:
+    """A difference of two means has the same form: v1 + v2 with n1 - 1 and n2 - 1 degrees of freedom."""
+    a, b = rng.normal(0.4, 1.0, size=4), rng.normal(0.0, 2.0, size=9)
+    welch = stats.ttest_ind(a, b, equal_var=False)
+    scale = math.sqrt(b.var(ddof=1) / len(b))
+    replicates = rng.normal(size=500)
+    replicates = (replicates - replicates.mean()) / replicates.std(ddof=1) * scale
+    ours = combined_interval((a - b.mean()).tolist(), replicates, len(b), 0.95)
+    expected = welch.confidence_interval(0.95)
+    assert (ours.interval.low, ours.interval.high) == pytest.approx((expected.low, expected.high))
+    assert p_value(ours, satterthwaite_t) == pytest.approx(welch.pvalue, rel=1e-6)
+
+
+def test_cochran_and_coxs_quantile_is_between_those_of_its_parts() -> None:
+    for ratio in (0.0, 0.1, 1.0, 10.0):
+        ours = cochran_cox_t(0.95, (ratio, 1.0), (2, 99))
+        assert stats.t.ppf(0.975, 99) <= ours < stats.t.ppf(0.975, 2)
+        assert ours >= satterthwaite_t(0.95, (ratio, 1.0), (2, 99))
+
+
+def test_without_patient_variance_both_are_the_t_interval() -> None:
+    values = [0.31, 0.35, 0.30]
+    ours, t = combined_interval(values, np.full(100, 0.32), 50, 0.95), t_interval(values, 0.95)
+    assert (ours.interval.low, ours.interval.high) == pytest.approx((t.low, t.high))
+    difference = paired_difference(values, [0.0] * 3, np.full(100, 0.32), np.zeros(100), 50, 0.95)
+    assert difference.p_value == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+
+
+@pytest.mark.parametrize(
+    ("values", "replicates", "patients", "reason"),
+    [
+        ([0.3], [0.2, 0.3], 50, "1 trial"),
+        ([], [0.2, 0.3], 50, "0 trials"),
+        ([0.3, 0.3, 0.3], [0.2, 0.3], 50, "identical trials"),
+        ([math.nan, math.nan], [0.2, 0.3], 50, "undefined"),
+        ([0.3, 0.2], [0.2, 0.3], 1, "1 patient"),
+        ([0.3, 0.2], [math.nan, math.nan], 50, "undefined"),
+    ],
+)
+def test_what_has_no_interval_says_why(values: list[float], replicates: list[float], patients: int, reason: str) -> None:
+    ours = combined_interval(values, np.array(replicates), patients, 0.95)
+    assert ours.interval.reason == reason
+    assert math.isnan(ours.interval.low)
+    assert math.isnan(p_value(ours, cochran_cox_t))
+    assert trials_needed(ours, patients, 0.95) is None
+
+
+def test_a_percentile_interval_is_blank_where_nothing_varies() -> None:
+    assert percentile_interval(0.3, np.full(50, 0.3), 40, 0.95).reason == "identical patients"
+    assert percentile_interval(math.nan, np.full(50, 0.3), 40, 0.95).reason == "undefined"
+    assert percentile_interval(0.3, np.array([math.nan]), 40, 0.95).reason == "undefined"
+    assert percentile_interval(0.3, np.array([0.1, 0.2]), 1, 0.95).reason == "1 patient"
+    assert hierarchical_interval(0.3, np.zeros((9, 1)), 0.95, np.random.default_rng(0)).reason == "1 trial"
+
+
+def test_the_mean_is_over_the_pathologies_of_the_full_set() -> None:
+    values = np.array([[0.2, 0.4, 0.9], [np.nan, 0.4, 0.9]])
+    ours = mean_over_pathologies(values, np.array([True, True, False]))
+    np.testing.assert_allclose(ours, [0.3, 0.4])
+
+
+def test_holm_is_the_closed_test_of_bonferroni(rng: np.random.Generator) -> None:
+    for _ in range(20):
+        p = rng.random(4) ** 3
+        subsets = [s for n in range(1, 5) for s in itertools.combinations(range(4), n)]
+        expected = [min(1.0, max(len(s) * min(p[list(s)]) for s in subsets if i in s)) for i in range(4)]
+        assert holm(p.tolist()) == pytest.approx(expected)
+    ours = holm([0.01, math.nan, 0.02])
+    assert ours[0] == pytest.approx(0.03), "a contrast that cannot be tested was planned all the same"
+    assert math.isnan(ours[1])
+
+
+def test_power_is_the_share_of_simulated_studies_that_find_the_difference(rng: np.random.Generator) -> None:
+    trial_variance, patient_variance, n, patients, true = 0.03**2, 0.012**2, 4, 60, 0.06
+    found = 0
+    for _ in range(1500):
+        noise = rng.normal(scale=math.sqrt(patient_variance))
+        values = true + noise + rng.normal(scale=math.sqrt(trial_variance), size=n)
+        replicates = rng.normal(scale=math.sqrt(patient_variance * rng.chisquare(patients - 1) / (patients - 1)), size=60)
+        ours = combined_interval(values.tolist(), replicates, patients, 0.95, cochran_cox_t)
+        found += ours.interval.low > 0
+    assert found / 1500 == pytest.approx(power(true, trial_variance, patient_variance, n, patients, 0.95), abs=0.05)
+
+
+def test_needed_numbers_are_the_smallest_that_reach_the_power(rng: np.random.Generator) -> None:
+    replicates = rng.normal(0.05, 0.01, size=2000)
+    both = paired_difference([0.10, 0.02, 0.05], [0.0, 0.0, 0.0], replicates, np.zeros(2000), 80, 0.95).both
+    n = trials_needed(both, 80, 0.95)
+    assert n is not None
+    one = both.trial_variance * 3
+    assert power(both.interval.mean, one, both.patient_variance, n, 80, 0.95) >= 0.8
+    assert power(both.interval.mean, one, both.patient_variance, n - 1, 80, 0.95) < 0.8
+    assert patients_needed(both, 80, 0.95) is None, "three trials that vary so much cannot be mended by patients"
+    wide = paired_difference([0.05, 0.051, 0.049], [0.0] * 3, rng.normal(0.05, 0.1, size=2000), np.zeros(2000), 80, 0.95).both
+    assert trials_needed(wide, 80, 0.95) is None, "nor patients by trials"
+    more = patients_needed(wide, 80, 0.95)
+    assert more is not None
+    assert more > 800
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say(coverage: ModuleType) -> None:
+    assert 0.93 <= coverage.t_coverage(3, 4000, 1) <= 0.97
+    studies = coverage.simulate(200, 0.6, 3, 600, 1, 400)
+    assert studies.positives > 100
+    assert 0.93 <= studies.patients <= 0.97
+    assert 0.92 <= studies.both <= 0.98
+    assert studies.hierarchical < studies.both
+    assert studies.false_findings <= 0.07
+    assert studies.blank == 0
