@@ -24,7 +24,7 @@ from chexseg_ray.progress import say
 from chexseg_ray.stages import metrics
 from chexseg_ray.stages.execution import ActorResources, Execution, Made, Source, Task, TrainResources
 
-SOURCE_FIELDS = ("weak_csv", "expert_csv", "expert_masks", "test_csv", "test_masks")
+SOURCE_FIELDS = ("weak_csv", "expert_csv", "expert_masks", "test_csv", "test_masks", "benchmark_masks")
 _PACKAGES = ("ray", "torch", "segmentation-models-pytorch", "numpy", "pyarrow", "scikit-image", "pillow")
 
 
@@ -52,6 +52,10 @@ def make_function(name: str) -> Callable[[Task], Made]:
         from chexseg_ray.stages.pseudo_masks import make
     elif name == "segmentation":
         from chexseg_ray.stages.segmentation import make
+    elif name == "benchmark":
+        from chexseg_ray.stages.benchmark import make
+    elif name == "prediction":
+        from chexseg_ray.stages.prediction import make
     else:
         assert name == "evaluation", name
         from chexseg_ray.stages.evaluation import make

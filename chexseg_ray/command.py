@@ -1,5 +1,6 @@
 """The command line of the jobs: a config file, `section.field=value` overrides, few flags; errors become exit codes."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from chexseg_ray.config import StudyConfig, load_config
 from chexseg_ray.errors import InputError, TransientError
 
+_OVERRIDE = re.compile(r"[a-z_]+(\.\w+)+=")
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 
 
@@ -31,11 +33,8 @@ def run_job(usage: str, run: Callable[[Asked], int], flags: Sequence[str] = ()) 
     Returns:
         0 done, 2 bad config or data, 3 some trials failed, 75 transient; any other error propagates.
     """
-    arguments = sys.argv[1:]
-    if "--help" in arguments or "-h" in arguments:
-        print(usage.strip())
-        return 0
-    try:
+
+    def parsed(arguments: Sequence[str]) -> int:
         given = frozenset(a for a in arguments if a.startswith("-"))
         unknown = sorted(given - set(flags))
         if unknown:
@@ -48,6 +47,42 @@ def run_job(usage: str, run: Callable[[Asked], int], flags: Sequence[str] = ()) 
         config = load_config(files[0] if files else DEFAULT_CONFIG, overrides)
         text = " ".join([files[0] if files else f"{DEFAULT_CONFIG.parent.name}/{DEFAULT_CONFIG.name}", *overrides])
         return run(Asked(config, given, text))
+
+    return guarded(usage, parsed)
+
+
+def guarded(usage: str, run: Callable[[Sequence[str]], int]) -> int:
+    """Run on the words of the command line, or print the usage; an error for the user is one line and its exit code."""
+    arguments = sys.argv[1:]
+    if "--help" in arguments or "-h" in arguments:
+        print(usage.strip())
+        return 0
+    try:
+        return run(arguments)
     except (InputError, TransientError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+
+
+def run_tool(usage: str, run: Callable[[str, Sequence[str], Sequence[str], str], int], default_out: str) -> int:
+    """A job that works on a model: parse `MODEL [WORD ...] [section.field=value ...] [--out=FOLDER]` and run.
+
+    Args:
+        usage: printed by --help.
+        run: gets the model's name, overrides, the other words and the folder; returns an exit code.
+        default_out: the folder when none is named.
+    """
+
+    def parsed(arguments: Sequence[str]) -> int:
+        flags = [a for a in arguments if a.startswith("-")]
+        unknown = [a for a in flags if not a.startswith("--out=") or a == "--out="]
+        if unknown:
+            raise InputError(f"{unknown[0]}: no such flag; there are --help, --out=FOLDER")
+        words = [a for a in arguments if a not in flags]
+        overrides = [a for a in words if _OVERRIDE.match(a)]
+        named = [a for a in words if a not in overrides]
+        if not named:
+            raise InputError("name a MODEL: a study's YAML file, a record's folder (.../segmentation/...) or an exported model's folder; see --help")
+        return run(named[0], overrides, named[1:], flags[-1].removeprefix("--out=") if flags else default_out)
+
+    return guarded(usage, parsed)

@@ -58,7 +58,9 @@ class PhantomConfig(_Section):
 
 
 class DataConfig(_Section):
-    """Where images, image-level labels and expert masks come from, and how they are split. All paths are below `root`."""
+    """Where images, image-level labels and expert masks come from, and how they are split. All paths are below `root`.
+
+    `benchmark_masks` are another reader's masks of the test images, measured as the models are (CheXlocalize's hb_segmentations_test.json)."""
 
     root: str | None
     licence: str | None
@@ -69,6 +71,7 @@ class DataConfig(_Section):
     expert_masks: str | None
     test_csv: str | None
     test_masks: str | None
+    benchmark_masks: str | None
     num_validation: Annotated[int, Field(ge=0)]
     num_test: Positive | None
     split_seed: Seed
@@ -98,7 +101,7 @@ class DataConfig(_Section):
             raise ValueError("num_validation must be at least 1 when there are expert masks")
         return self
 
-    @field_validator("weak_csv", "expert_csv", "expert_masks", "test_csv", "test_masks")
+    @field_validator("weak_csv", "expert_csv", "expert_masks", "test_csv", "test_masks", "benchmark_masks")
     @classmethod
     def _below_the_root(cls, value: str | None) -> str | None:
         if value is not None and (not value or value.startswith("/") or "\\" in value or ":" in value or ".." in value.split("/")):
@@ -302,13 +305,14 @@ NumExperts = Annotated[tuple[Positive | None, ...], Field(strict=False)]
 
 
 class GridConfig(_Section):
-    """One more grid of sweep points; an axis that it leaves out is the sweep's own."""
+    """One more grid of sweep points; an axis, or the number of trials, that it leaves out is the sweep's own."""
 
     method: Methods | None = None
     p: Ps | None = None
     init: Names | None = None
     weak_n: WeakNs | None = None
     num_expert: NumExperts | None = None
+    trials: Positive | None = None
 
     @field_validator("method", "p", "init", "weak_n", "num_expert")
     @classmethod
@@ -336,12 +340,39 @@ class SweepConfig(_Section):
         return tuple(dict.fromkeys(value for own in values for value in own))
 
 
+class ContrastConfig(_Section):
+    """A difference that is asked beforehand: one axis has the two values [first, second], the others one value each; an axis that is left out
+    stands for all of its values, each a contrast of its own."""
+
+    method: OneOrMore | None = None
+    p: Fraction | Annotated[tuple[Fraction, ...], Field(strict=False)] | None = None
+    init: OneOrMore | None = None
+    weak_n: Positive | Annotated[tuple[Positive, ...], Field(strict=False)] | None = None
+    num_expert: Positive | Annotated[tuple[Positive, ...], Field(strict=False)] | None = None
+
+    @model_validator(mode="after")
+    def _one_pair(self) -> Self:
+        pairs = [name for name, value in self if isinstance(value, tuple)]
+        if len(pairs) != 1 or len(set(getattr(self, pairs[0]))) != 2 or len(getattr(self, pairs[0])) != 2:
+            raise ValueError("a contrast is between two values of one axis: write {p: [0.9, 1.0], init: chexpert}")
+        return self
+
+    @property
+    def axis(self) -> str:
+        """The axis that has two values."""
+        return next(name for name, value in self if isinstance(value, tuple))
+
+
 class ReportConfig(_Section):
-    """How results are shown; never part of a step's identity."""
+    """How results are shown; never part of a step's identity.
+
+    Only the contrasts get p-values, corrected for their number (Holm)."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     title: str
     interval_level: Annotated[float, Field(gt=0, lt=1)]
+    bootstrap_replicates: Annotated[int, Field(ge=100)]
+    contrasts: Annotated[tuple[ContrastConfig, ...], Field(strict=False)]
 
 
 class TaskCompute(_Section):

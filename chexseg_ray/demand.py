@@ -9,7 +9,12 @@ from chexseg_ray.errors import InputError
 from chexseg_ray.pipeline import Study
 
 GROUP_DRIVER_CPUS = 0.01  # a trial that drives a worker group must not hold the CPUs that its workers wait for
-_DATA_TASKS = {"images": "images", "phantom": "images", "pseudo_masks": "pseudo_masks"}  # steps, and the section that says what a task asks for
+_DATA_TASKS = {
+    "images": "images",
+    "phantom": "images",
+    "benchmark": "images",
+    "pseudo_masks": "pseudo_masks",
+}  # steps, and the section that says what a task asks for
 _TOLERANCE = 1e-6
 
 Node = Mapping[str, float]  # CPU, GPU: what one node has in all
@@ -67,6 +72,7 @@ def demands(config: StudyConfig, study: Study, built: Collection[str] = ()) -> d
         own = getattr(compute, stage)
         reader = ((compute.images.num_cpus, 0.0),) if own.num_gpus else ()  # on CPUs, reading happens inside the actor
         out[stage] = [Demand(stage, (*((own.num_cpus, own.num_gpus),) * own.min_actors, *reader))]
+    out["prediction"] = out["cams"]
     for stage in ("classifier", "moco", "irnet"):
         own = getattr(compute, stage)
         out[stage] = [Demand(stage, ((own.num_cpus, own.num_gpus),) * own.num_workers)] if own.num_workers else []  # none in the driver itself
@@ -76,6 +82,7 @@ def demands(config: StudyConfig, study: Study, built: Collection[str] = ()) -> d
         driver = ((GROUP_DRIVER_CPUS, 0.0),) if trial.num_workers else ()
         trials.append(Demand("segmentation", (*((trial.num_cpus, trial.num_gpus),) * max(1, trial.num_workers), *driver)))
     out["segmentation"] = list(dict.fromkeys(trials))
+    used |= {"prediction"} if compute.classifier.num_workers else set()  # else the driver predicts, as it trains
     return {name: own for name, own in out.items() if name in used}
 
 

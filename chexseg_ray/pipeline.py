@@ -1,7 +1,7 @@
 """The study as a graph of Steps: one small function a step. No Ray, no I/O.
 
 Each function picks exactly the config fields that shape the step's numbers. Splits are steps of their own, so that the
-test split is an ancestor of `evaluation` alone (tests/test_pipeline.py walks the graph).
+test split is an ancestor of `evaluation`, `benchmark` and `prediction` alone (tests/test_pipeline.py walks the graph).
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ DEEPLABS = ("deeplabv3", "deeplabv3plus")
 # bumped when the algorithm of a step changes its numbers
 VERSIONS = {
     "phantom": 1, "manifest": 1, "images": 1, "encoder": 2, "classifier": 2, "moco": 1, "cams": 1, "irnet": 1, "propagation": 1, "pseudo_masks": 1,
-    "segmentation": 2, "evaluation": 1,
+    "segmentation": 2, "evaluation": 1, "benchmark": 1, "prediction": 1,
 }  # fmt: skip
 
 
@@ -57,15 +57,16 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class Study:
-    """All sweep points with the evaluation step of each; everything else hangs below."""
+    """All sweep points with the evaluation step of each, and that of another reader's masks; everything else hangs below."""
 
     points: tuple[tuple[SweepPoint, Step], ...]
+    benchmark: Step | None = None
 
     def steps(self) -> list[Step]:
         """Every step once, inputs before what is made from them."""
         seen: dict[str, Step] = {}
-        for _, evaluation in self.points:
-            for step in (*evaluation.ancestors(), evaluation):
+        for last in (*(evaluation for _, evaluation in self.points), *([self.benchmark] if self.benchmark else [])):
+            for step in (*last.ancestors(), last):
                 seen.setdefault(step.address, step)
         return list(seen.values())
 
@@ -119,7 +120,7 @@ class _Graph:
 
     def study(self) -> Study:
         points = sweep_points(self.config)
-        return Study(tuple((point, self.evaluation(point)) for point in points))
+        return Study(tuple((point, self.evaluation(point)) for point in points), self.benchmark())
 
     @_once
     def manifest(self, split: str) -> Step:
@@ -269,6 +270,21 @@ class _Graph:
     def evaluation(self, point: SweepPoint) -> Step:
         inputs = {"segmentation": self.segmentation(point), **self._split_inputs("test")}
         return _step("evaluation", {"pathologies": list(self.config.data.pathologies), "size": self.config.data.image_size}, **inputs)
+
+    def benchmark(self) -> Step | None:
+        """Another reader's masks of the test images, counted as predictions are."""
+        data = self.config.data
+        if data.benchmark_masks is None:
+            return None
+        config: dict[str, Any] = {"pathologies": list(data.pathologies), "size": data.image_size}
+        config |= {"columns": data.names_in_files} if data.columns else {}
+        config |= {"files": [data.benchmark_masks]} if self.phantom else {"sha256": self.sources["benchmark_masks"]}
+        return _step("benchmark", config, **self._split_inputs("test"), **self.phantom)
+
+
+def prediction(evaluation: Step) -> Step:
+    """The masks that the network of a point gives the test images, in full; made of chosen points alone."""
+    return _step("prediction", dict(evaluation.config), **evaluation.inputs)
 
 
 def sweep_points(config: StudyConfig) -> list[SweepPoint]:

@@ -41,7 +41,7 @@ def plan(study: Study, store: Store, config: StudyConfig) -> list[PlannedStep]:
         on_gpu = _on_gpu(step, config, weak_n)
         network = cost.flops / (rates.gpu_flops_per_second if on_gpu else rates.cpu_flops_per_second) / 3600
         hours = (network, cost.cpu_seconds / 3600) if on_gpu else (0.0, network + cost.cpu_seconds / 3600)
-        out.append(PlannedStep(step, step.address in found, serves[step.address], cost, *hours))
+        out.append(PlannedStep(step, step.address in found, serves.get(step.address, 0), cost, *hours))
     return out
 
 
@@ -140,7 +140,7 @@ def sharing_lines(planned: Sequence[PlannedStep], points: int) -> Iterator[str]:
     """The steps that several trainings are made from."""
     yield ""
     yield "shared: made once, used by so many of the trainings"
-    shared = [item for item in planned if item.step.name not in {*TRIAL_STEPS, "manifest", "phantom"}]
+    shared = [item for item in planned if item.step.name not in {*TRIAL_STEPS, "manifest", "phantom", "benchmark"}]
     rows = [(item.step.name, _what(item.step), "built" if item.built else "to build", f"{item.serves} of {points}") for item in shared]
     yield from _aligned(rows)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from chexseg_ray.artifacts import Record, Step, Store
 from chexseg_ray.build import build, check_inputs, claim, load_plan, load_study, make_execution, prepare, submission_id, trial_resources, who
+from chexseg_ray.choice import choose
 from chexseg_ray.cluster import (
     RaySession,
     claim_on_cluster,
@@ -26,7 +27,7 @@ from chexseg_ray.cluster import (
 )
 from chexseg_ray.config import StudyConfig
 from chexseg_ray.demand import demands, refuse_what_is_lacking
-from chexseg_ray.pipeline import TRIAL_STEPS, Study, SweepPoint
+from chexseg_ray.pipeline import TRIAL_STEPS, Study, SweepPoint, prediction
 from chexseg_ray.plan import PlannedStep, plan, print_plan, unknown_splits
 from chexseg_ray.progress import say
 from chexseg_ray.report.page import write_report
@@ -64,14 +65,18 @@ def run_study(config: StudyConfig, plan_only: bool = False, asked: str = "") -> 
     study, source = load_study(config)
     planned = plan(study, store, config)
     missing = [item for item in planned if not item.built]
+    unpredicted = [] if missing else _unpredicted(study, store)
     failed: list[SweepPoint] = []
-    if missing:
-        _announce(config, study, store, missing)
+    if missing or unpredicted:
+        if missing:
+            _announce(config, study, store, missing)
+        else:
+            say(f"to build: predictions of {len(unpredicted)} chosen models")
         built = {item.step.address for item in planned if item.built}
         failed = _build_missing(config, study, source, store, built, asked)
     else:
         say(f"nothing to build: all {len(planned)} steps are in the store")
-    write_report(config, study, store, unchanged=not missing)
+    write_report(config, study, store, unchanged=not missing and not unpredicted)
     say(f"{time.monotonic() - start:.0f} s")
     return 3 if failed else 0
 
@@ -102,6 +107,13 @@ def _build_missing(config: StudyConfig, study: Study, source: Source | None, sto
         session.stop()
 
 
+def _unpredicted(study: Study, store: Store) -> list[Step]:
+    """The predictions of the chosen models that are not built."""
+    records = store.find_all(step.inputs["segmentation"] for _, step in study.points)
+    steps = [prediction(chosen.evaluation) for chosen in choose(study, records).values()]
+    return [step for step in steps if store.find(step) is None]
+
+
 def cpus_here() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -125,7 +137,8 @@ def _build_all(config: StudyConfig, study: Study, store: Store, execution: Execu
     built = store.find_all(study.steps())
     waiting = [(point, step) for point, step in study.points if step.address not in built]
     wanted = demands(config, study, built)
-    needed = {ancestor.address for _, step in waiting for ancestor in step.ancestors()}
+    last = [step for _, step in waiting] + ([study.benchmark] if study.benchmark else [])
+    needed = {ancestor.address for step in last for ancestor in (*step.ancestors(), step)}
     upstream = [step for step in study.upstream() if step.address in needed and step.address not in built]
     if any(step.name == "classifier" for step in upstream):
         threading.Thread(target=importlib.import_module, args=("torchvision",), daemon=True).start()  # 6 s, while Ray starts
@@ -133,15 +146,20 @@ def _build_all(config: StudyConfig, study: Study, store: Store, execution: Execu
         if watch:
             watch.expect(wanted.get(step.name, ()))
         build(step, store, execution)
-    if not waiting:
-        return []
+    failed: list[SweepPoint] = []
+    if waiting:
+        if watch:
+            watch.expect(wanted["segmentation"])
+        execution.start_ray()
+        with _scratch() as folder:
+            may_come = growth(config) if on_cluster() else ()
+            shared = _share_pool(study, store, [step for _, step in waiting])
+            failed = run_points(config, waiting, store, replace(execution, shared=shared, start_ray=already_running), folder, may_come)
     if watch:
-        watch.expect(wanted["segmentation"])
-    execution.start_ray()
-    with _scratch() as folder:
-        may_come = growth(config) if on_cluster() else ()
-        shared = _share_pool(study, store, [step for _, step in waiting])
-        return run_points(config, waiting, store, replace(execution, shared=shared, start_ray=already_running), folder, may_come)
+        watch.expect(wanted.get("prediction", ()))
+    for step in _unpredicted(study, store):
+        build(step, store, execution)
+    return failed
 
 
 class _scratch:

@@ -63,7 +63,7 @@ def test_nodes_are_counted_by_kind() -> None:
 
 
 def test_each_stage_that_a_study_uses_has_a_demand() -> None:
-    assert WANTED.keys() == {"images", "cams", "classifier", "moco", "irnet", "propagation", "pseudo_masks", "segmentation"}
+    assert WANTED.keys() == {"images", "benchmark", "cams", "classifier", "moco", "irnet", "propagation", "pseudo_masks", "segmentation"}
     assert [str(demand) for demand in WANTED["segmentation"]] == [
         "compute.segmentation asks for 1 x 1 CPU + 0.25 GPU",
         "compute.segmentation asks for 1 x 1 CPU + 0.5 GPU",

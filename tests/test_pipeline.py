@@ -8,7 +8,7 @@ from chexseg_ray.config import parse_config
 from chexseg_ray.pipeline import Study, named_points, study_graph, sweep_points
 
 TEXT = (Path(__file__).resolve().parent / "tiny.yaml").read_text(encoding="utf-8")
-SOURCES = {name: name for name in ("weak_csv", "expert_csv", "expert_masks", "test_csv", "test_masks")}
+SOURCES = {name: name for name in ("weak_csv", "expert_csv", "expert_masks", "test_csv", "test_masks", "benchmark_masks")}
 
 
 def graph(*overrides: str, sources: dict[str, str] | None = None, files: dict[str, str] | None = None) -> Study:
@@ -33,7 +33,7 @@ def test_changed_test_masks_leave_every_training_where_it_is() -> None:
     before = graph("data.root=/d", sources=SOURCES)
     after = graph("data.root=/d", sources=SOURCES | {"test_masks": "permuted"})
     changed = {step.name for step in after.steps() if step.address not in addresses(before)}
-    assert changed == {"manifest", "images", "evaluation"}
+    assert changed == {"manifest", "images", "evaluation", "benchmark"}
     assert {s.config["split"] for s in after.steps() if s.address not in addresses(before) and "split" in s.config} == {"test"}
 
 

@@ -79,7 +79,7 @@ def test_the_plan_prints_matrix_sharing_and_cost(
 ) -> None:
     print_plan(planned, study, Store.open(str(tmp_path)), CONFIG)
     text = capsys.readouterr().out
-    assert "0 hits, 259 misses" in text
+    assert "0 hits, 260 misses" in text
     assert "40 settings, 120 trainings (132 as the grids name them, 12 of them repeated)" in text
     assert "gradcam      chexpert  100     all      deeplabv3plus/resnet18  0 (3)  0.2 (3)  0.4 (3)  0.6 (3)  0.8 (3)  0.85 (3)  0.9 (3)" in text
     lines = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ")}

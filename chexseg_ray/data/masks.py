@@ -173,6 +173,16 @@ def _from_rle(value: object) -> Rle:
     return Rle(height, width, value["counts"])
 
 
+def exchange_entry(pathologies: Sequence[str], masks: npt.NDArray[np.bool_]) -> dict[str, dict[str, object]]:
+    """CheXlocalize's entry of one image, {pathology: {size: [h, w], counts}}, of masks bool [K, h, w] at the image's own resolution."""
+    return {name: {"size": list(mask.shape), "counts": encode_rle(mask)} for name, mask in zip(pathologies, masks, strict=True)}
+
+
+def exchange_json(entries: Mapping[str, Mapping[str, Mapping[str, object]]]) -> str:
+    """A CheXlocalize segmentation file: {cxr_id: entry}, every image and every pathology, empty masks too."""
+    return json.dumps(entries, separators=(",", ":"))
+
+
 def is_empty(rle: Rle) -> bool:
     """Whether a mask has no pixel set."""
     return sum(decode_runs(rle.counts)[1::2]) == 0

@@ -1,18 +1,16 @@
 """A phantom data set in exactly the CheXpert + CheXlocalize layout: who is in it, what they have, and its files' texts.
 
-`plan_phantom` decides everything but pixels; `render` draws one image; `csv_text` and `mask_json` write the tables.
+`plan_phantom` decides everything but pixels; `render` draws one image; `csv_text` writes the tables.
 """
 
 import csv
 import io
-import json
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from chexseg_ray.data.chexpert import COLUMNS
-from chexseg_ray.data.masks import encode_rle
 from chexseg_ray.data.pathologies import PATHOLOGIES, names_of
 from chexseg_ray.data.phantom_anatomy import Anatomy, PhantomPainter, second_reader
 
@@ -147,13 +145,3 @@ def _reported(present: bool, rng: np.random.Generator) -> str:
     """What a report labeller makes of a finding: present 0.90 1, .06 uncertain, .04 blank; absent .70 blank, .25 0, .05 uncertain."""
     values, chances = (["1.0", "-1.0", ""], [0.90, 0.06, 0.04]) if present else (["", "0.0", "-1.0"], [0.70, 0.25, 0.05])
     return str(rng.choice(values, p=chances))
-
-
-def rle_entry(masks: dict[str, npt.NDArray[np.bool_]]) -> dict[str, dict[str, object]]:
-    """CheXlocalize's entry of one image: {pathology: {size: [h, w], counts}} for all ten."""
-    return {name: {"size": list(mask.shape), "counts": encode_rle(mask)} for name, mask in masks.items()}
-
-
-def mask_json(entries: dict[str, dict[str, dict[str, object]]]) -> str:
-    """A CheXlocalize segmentation file."""
-    return json.dumps(entries, separators=(",", ":"))

@@ -8,10 +8,13 @@ FAN-OUT one task a group of images; CPU only
 from functools import partial
 from io import BytesIO
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from chexseg_ray.artifacts import Attempt, FileEntry
 from chexseg_ray.data import phantom
+from chexseg_ray.data.masks import exchange_entry, exchange_json
 from chexseg_ray.stages.execution import Made, Task
 from chexseg_ray.stages.grouped import Row, group_slices, run_tasks
 from chexseg_ray.stages.tables import GROUP_ROWS
@@ -35,7 +38,7 @@ def make(task: Task) -> Made:
         (phantom.TEST_MASKS, "test", truth),
         (phantom.SECOND_READER, "test", second),
     ):
-        texts[path] = phantom.mask_json({i.cxr_id: masks[i.cxr_id] for i in images if i.split == split and i.findings})
+        texts[path] = exchange_json({i.cxr_id: masks[i.cxr_id] for i in images if i.split == split and i.findings})
     texts["LICENSE.txt"] = phantom.LICENCE + "\n"
     files += [task.attempt.write(path, text.encode()) for path, text in texts.items()]
     return Made(files, rows=len(images))
@@ -53,5 +56,9 @@ def _draw_group(row: Row, images: list[phantom.PhantomImage], long_side: int, at
         entry = attempt.write(image.path, stream.getvalue())
         files.append([entry.path, entry.size, entry.sha256])
         if image.split != "train":
-            truths[image.cxr_id], seconds[image.cxr_id] = phantom.rle_entry(truth), phantom.rle_entry(second)
+            truths[image.cxr_id], seconds[image.cxr_id] = _entry(truth), _entry(second)
     return {"files": files, "truth": truths, "second": seconds, "rows": len(files)}
+
+
+def _entry(masks: dict[str, npt.NDArray[np.bool_]]) -> dict[str, dict[str, object]]:
+    return exchange_entry(list(masks), np.stack(list(masks.values())))

@@ -9,7 +9,7 @@ FAN-OUT one training a point; inside a trial of the sweep, or alone; 0, 1 or num
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -269,3 +269,8 @@ def load_segmentation(attempt_store: Any, record: Record) -> tuple[nn.Module, di
     model = build_model(facts)
     model.load_state_dict(tensors)
     return model.eval(), facts
+
+
+def threshold_array(record: Record, pathologies: Sequence[str]) -> npt.NDArray[np.float32]:
+    """The thresholds float32 [K] that a segmentation record chose."""
+    return np.array([record.metrics["thresholds"][name]["threshold"] for name in pathologies], dtype=np.float32)

@@ -13,6 +13,7 @@ ALLOWED = {room: {"data", "errors", room} for room in SCIENCE} | {
     "config": {"errors"},
     "artifacts": {"errors"},
     "pipeline": {"config", "artifacts"},
+    "choice": {"artifacts", "pipeline"},
     "cost": {"artifacts", "errors", "segmentation"},
     "plan": {"artifacts", "build", "config", "cost", "pipeline", "progress"},
     "stages": {*SCIENCE, "artifacts", "errors", "progress", "stages"},
@@ -26,6 +27,7 @@ ALLOWED = {room: {"data", "errors", room} for room in SCIENCE} | {
     "sweep": {
         "artifacts",
         "build",
+        "choice",
         "cluster",
         "config",
         "demand",
@@ -40,6 +42,9 @@ ALLOWED = {room: {"data", "errors", room} for room in SCIENCE} | {
         "waiting",
     },
     "command": {"config", "errors"},
+    "models": {"artifacts", "build", "choice", "config", "errors", "progress", "stages"},
+    "predict": {"artifacts", "cluster", "data", "errors", "models", "progress", "stages", "sweep"},
+    "export": {"artifacts", "models", "progress", "stages"},
 }
 RAY = {"cluster", "stages", "sweep", "trials"}
 

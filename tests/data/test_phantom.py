@@ -6,9 +6,9 @@ import io
 import numpy as np
 
 from chexseg_ray.data.chexpert import COLUMNS, read_csv
-from chexseg_ray.data.masks import read_mask_json
+from chexseg_ray.data.masks import exchange_entry, exchange_json, read_mask_json
 from chexseg_ray.data.pathologies import PATHOLOGIES
-from chexseg_ray.data.phantom import csv_text, mask_json, plan_phantom, render, rle_entry
+from chexseg_ray.data.phantom import csv_text, plan_phantom, render
 
 IMAGES = plan_phantom(120, 30, 20, seed=0)
 
@@ -38,7 +38,7 @@ def test_masks_are_chexlocalizes_and_findings_have_pixels() -> None:
         grey, truth, second = render(image, 96)
         assert grey.dtype == np.uint8
         assert max(grey.shape) == 96
-        read = read_mask_json(mask_json({image.cxr_id: rle_entry(truth)}).encode(), "m", PATHOLOGIES)
+        read = read_mask_json(exchange_json({image.cxr_id: exchange_entry(list(truth), np.stack(list(truth.values())))}).encode(), "m", PATHOLOGIES)
         assert set(read[image.cxr_id]) == set(PATHOLOGIES)
         for name in PATHOLOGIES:
             assert truth[name].any() == (name in image.findings), (image.cxr_id, name)
