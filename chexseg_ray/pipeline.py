@@ -52,7 +52,7 @@ class SweepPoint:
         parts += [f"weak_n={self.weak_n}"] if self.weak_n else []
         parts += [f"num_expert={self.num_expert}"] if self.num_expert is not None else []
         parts += [f"{self.architecture}/{self.encoder}"] if (self.architecture, self.encoder) != PAPER_NETWORK else []
-        return " ".join([*parts, f"trial={self.trial}"])
+        return " ".join([*parts, *([f"trial={self.trial}"] if self.trial >= 0 else [])])
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,85 @@
-"""Figures as PNG and SVG bytes."""
+"""Figures 2, 3 and 5, and the annotation budget's, as PNG and SVG bytes with their data."""
 
 import io
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from chexseg_ray.pipeline import SweepPoint
-from chexseg_ray.report.results import SettingResult
+from chexseg_ray.report.paper_tables import INITS, METHODS
+from chexseg_ray.report.readers import Comparison
+from chexseg_ray.report.results import Estimate, SettingResult
 
 _WORDS = {"p": "p = {:g}", "weak_n": "{} weak", "num_expert": "{} experts", "architecture": "{}", "encoder": "{}"}
 # Okabe and Ito's colours, distinct for the colour-blind
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_PANELS = ("Pleural Effusion", "Consolidation", "Edema")  # of Figure 2, b to d
+
+Ends = tuple[float, float, float, float]  # x, mean, low, high
+Curves = dict[str, list[Ends]]
 
 
-Curves = dict[str, list[tuple[float, float, float, float]]]
+@dataclass(frozen=True)
+class Figure:
+    """What a figure shows: panels of lines over a number, or of bars by group, {panel: {line or series: [(x or group, mean, low, high)]}}."""
+
+    name: str
+    title: str
+    x_label: str
+    panels: Mapping[str, Mapping[str, Sequence[tuple[Any, float, float, float]]]]
+    bars: bool = False
+
+    def data(self) -> list[dict[str, Any]]:
+        """Plain JSON values: one entry a point."""
+        return [
+            {"panel": panel, "line": line, "x": x, "iou": _finite(mean), "low": _finite(low), "high": _finite(high)}
+            for panel, lines in self.panels.items()
+            for line, points in lines.items()
+            for x, mean, low, high in points
+        ]
 
 
-def curves(settings: Sequence[SettingResult], aggregation: str) -> Curves:
-    """{label: [(p, mean, low, high)]} of mIoU over p; a p = 1 point, which has no method, closes every curve of its init.
+def _finite(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def figures(pathologies: Sequence[str], settings: Sequence[SettingResult], comparison: Comparison) -> list[Figure]:
+    """Every figure that the study has something to show in."""
+    shown = [name for name in _PANELS if name in pathologies] or list(pathologies[:3])
+    over_p = {"(a) mean IoU": curves(settings)} | {f"({'bcd'[i]}) {name}": curves(settings, pathologies.index(name)) for i, name in enumerate(shown)}
+    out = [Figure("figure2_iou_over_p", "Figure 2: IoU over p", "p, the probability of an expert mask", over_p)]
+    if inits := _init_bars(settings):
+        out.append(Figure("figure3_initialisations", "Figure 3: encoder initialisations", "", inits, bars=True))
+    if len(comparison.rivals) > 1:
+        tasks = ("mean", *pathologies)
+        bars = {
+            rival.name: [(task, *_ends(rival.mean if task == "mean" else rival.pathologies[pathologies.index(task)])) for task in tasks]
+            for rival in comparison.rivals
+        }
+        out.append(Figure("figure5_radiologists", "Figure 5: radiologists and models", "", {"": bars}, bars=True))
+    if budget := budget_curves(settings):
+        label = "expert masks that training and tuning may use (validation masks come on top)"
+        out.append(Figure("miou_over_num_expert", "What the next expert mask is worth", label, {"mean IoU": budget}))
+    return out
+
+
+def _estimate(result: SettingResult, pathology: int | None) -> Estimate:
+    return result.mean["pooled"] if pathology is None else result.pathologies["pooled"][pathology]
+
+
+def _ends(own: Estimate) -> tuple[float, float, float]:
+    return own.mean, own.shown.low, own.shown.high
+
+
+def curves(settings: Sequence[SettingResult], pathology: int | None = None) -> Curves:
+    """{label: [(p, mean, low, high)]} of pooled IoU over p; a p = 1 point, which has no method, closes every curve of its init.
 
     Where a study has settings with 0 < p < 1, only their curves are drawn: a point at p = 0 alone is no curve.
     """
     lines: dict[SweepPoint, list[SettingResult]] = {}
     ends: dict[SweepPoint, list[SettingResult]] = {}
-    for result in _defined(settings, aggregation):
+    for result in _defined(settings, pathology):
         s = result.setting
         (ends if s.method is None else lines).setdefault(replace(s, p=0.0), []).append(result)
     for end, own in ends.items():
@@ -31,58 +87,78 @@ def curves(settings: Sequence[SettingResult], aggregation: str) -> Curves:
         for line in of_its_init or [lines.setdefault(end, [])]:
             line += own
     mixed = {key: line for key, line in lines.items() if any(0 < r.setting.p < 1 for r in line)}
-    return _labelled(mixed or lines, "p", aggregation)
+    return _labelled(mixed or lines, "p", pathology)
 
 
-def budget_curves(settings: Sequence[SettingResult], aggregation: str) -> Curves:
+def budget_curves(settings: Sequence[SettingResult]) -> Curves:
     """{label: [(num_expert, mean, low, high)]}: what the next expert mask is worth. Empty unless a study has several num_expert."""
     lines: dict[SweepPoint, list[SettingResult]] = {}
-    for result in _defined(settings, aggregation):
+    for result in _defined(settings, None):
         if result.setting.num_expert is not None:
             lines.setdefault(replace(result.setting, num_expert=None), []).append(result)
-    return _labelled({key: line for key, line in lines.items() if len(line) > 1}, "num_expert", aggregation)
+    return _labelled({key: line for key, line in lines.items() if len(line) > 1}, "num_expert", None)
 
 
-def _defined(settings: Sequence[SettingResult], aggregation: str) -> list[SettingResult]:
-    return [result for result in settings if not math.isnan(result.mean[aggregation].mean)]
+def _defined(settings: Sequence[SettingResult], pathology: int | None) -> list[SettingResult]:
+    return [result for result in settings if result.points and not math.isnan(_estimate(result, pathology).mean)]
 
 
-def _labelled(lines: dict[SweepPoint, list[SettingResult]], axis: str, aggregation: str) -> Curves:
+def _labelled(lines: dict[SweepPoint, list[SettingResult]], axis: str, pathology: int | None) -> Curves:
     """Labels name method and init, and of the rest what tells the lines apart."""
     fields = ("p", "weak_n", "num_expert", "architecture", "encoder")
     telling = [name for name in fields if name != axis and len({getattr(key, name) for key in lines}) > 1]
     out = {}
     for key, line in lines.items():
-        words = [key.method or "expert", key.init, *(_WORDS[name].format(getattr(key, name)) for name in telling)]
-        means = [(float(getattr(r.setting, axis)), r.mean[aggregation]) for r in line]
-        out[", ".join(words)] = sorted((x, mean.mean, mean.low, mean.high) for x, mean in means)
+        words = [METHODS.get(key.method or "", "expert"), key.init, *(_WORDS[name].format(getattr(key, name)) for name in telling)]
+        out[", ".join(words)] = sorted((float(getattr(r.setting, axis)), *_ends(_estimate(r, pathology))) for r in line)
     return out
 
 
-def draw_curves(lines: Curves, x_label: str, aggregation: str, level: float) -> dict[str, bytes]:
-    """mIoU over a number, a line each, bars for the interval: {"png": ..., "svg": ...}."""
-    import matplotlib as mpl
+def _init_bars(settings: Sequence[SettingResult]) -> dict[str, Curves]:
+    """(a) fully supervised by init, (b) weakly supervised by init and method, of the largest weak set; empty unless there are several inits."""
+    own = [s for s in _defined(settings, None) if s.setting.p in (0.0, 1.0)]
+    largest = max((s.setting.weak_n for s in own if s.setting.p == 0), default=0)
+    panels: dict[str, Any] = {}
+    for result in own:
+        s = result.setting
+        if len({r.setting.init for r in own if r.setting.p == s.p}) < 2 or (s.p == 0 and s.weak_n != largest):
+            continue
+        title = "(a) fully supervised" if s.p == 1 else f"(b) weakly supervised, {largest} weak images"
+        name = ("expert masks" if s.method is None else METHODS[s.method]) + (f", {s.num_expert} experts" if s.num_expert else "")
+        panels.setdefault(title, {}).setdefault(name, []).append((INITS.get(s.init, s.init), *_ends(result.mean["pooled"])))
+    return dict(sorted(panels.items()))
 
-    mpl.use("Agg")
+
+def draw(figure: Figure, level: float) -> dict[str, bytes]:
+    """{"png": ..., "svg": ...}: panels side by side, at most two in a row; bars for the intervals."""
+    from matplotlib import pyplot as plt
+
+    count = len(figure.panels)
+    columns = 1 if count == 1 else 2
+    rows = -(-count // columns)
+    wide = 9.6 if figure.bars and count == 1 else 6.4 if count == 1 else 10.4
+    drawn, axes = plt.subplots(rows, columns, figsize=(wide, 3.9 * rows), layout="constrained", squeeze=False)
+    for ax, (title, lines) in zip(axes.flat, figure.panels.items(), strict=False):
+        (_draw_bars if figure.bars else _draw_lines)(ax, lines)
+        ax.set_title(title, fontsize=10, loc="left")
+        ax.set_xlabel(figure.x_label)
+        ax.set_ylabel("IoU (pooled)")
+        ax.set_ylim(bottom=0)
+        ax.grid(alpha=0.3, axis="y")
+    for ax in list(axes.flat)[count:]:
+        ax.axis("off")
+    legend = f"{level:.0%} intervals over trials and patients"
+    if axes.flat[0].get_legend_handles_labels()[0]:
+        axes.flat[0].legend(frameon=False, fontsize=8, title=legend, title_fontsize=8)
+    return figure_bytes(drawn)
+
+
+def figure_bytes(figure: Any) -> dict[str, bytes]:
+    """PNG and SVG of a matplotlib figure, which is closed; the same figure gives the same bytes."""
+    import matplotlib as mpl
     from matplotlib import pyplot as plt
 
     mpl.rcParams["svg.hashsalt"] = "chexseg_ray"
-    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-    width = max((x for line in lines.values() for x, *_ in line), default=1.0)
-    for i, (label, line) in enumerate(lines.items()):
-        aside = 0.008 * width * (i - (len(lines) - 1) / 2)  # so that no bar hides another
-        p, mean = [row[0] + aside for row in line], [row[1] for row in line]
-        below = [0.0 if math.isnan(low) else max(0.0, m - low) for _, m, low, _ in line]
-        above = [0.0 if math.isnan(high) else max(0.0, high - m) for _, m, _, high in line]
-        colour = _COLOURS[i % len(_COLOURS)]
-        axes.errorbar(p, mean, yerr=[below, above], label=label, color=colour, marker="o", capsize=3, linewidth=1.6)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(f"mIoU ({aggregation.replace('_', ' ')})")
-    axes.set_xlim(-0.04 * width, 1.04 * width)
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=9, title=f"{level:.0%} t interval over trials", title_fontsize=8)
     out = {}
     for kind, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
         stream = io.BytesIO()
@@ -90,3 +166,40 @@ def draw_curves(lines: Curves, x_label: str, aggregation: str, level: float) -> 
         out[kind] = stream.getvalue()
     plt.close(figure)
     return out
+
+
+def _bars(mean: float, low: float, high: float) -> tuple[float, float]:
+    return (0.0, 0.0) if math.isnan(low) else (max(0.0, mean - max(0.0, low)), max(0.0, high - mean))
+
+
+def _draw_lines(ax: Any, lines: Mapping[str, Sequence[Ends]]) -> None:
+    width = max((x for line in lines.values() for x, *_ in line), default=1.0)
+    for i, (label, line) in enumerate(lines.items()):
+        aside = 0.008 * width * (i - (len(lines) - 1) / 2)  # so that no bar hides another
+        both = [_bars(mean, low, high) for _, mean, low, high in line]
+        x, means, colour = [x + aside for x, *_ in line], [mean for _, mean, *_ in line], _COLOURS[i % len(_COLOURS)]
+        ax.errorbar(x, means, yerr=list(zip(*both, strict=True)), label=label, color=colour, marker="o", markersize=4, capsize=3, linewidth=1.5)
+    ax.set_xlim(-0.04 * width, 1.04 * width)
+    _limit(ax, [row for line in lines.values() for row in line])
+
+
+def _limit(ax: Any, rows: Sequence[tuple[Any, float, float, float]]) -> None:
+    """Room for the intervals; one that is very wide is cut off, not the others squeezed."""
+    means, highs = [mean for _, mean, *_ in rows if mean == mean], [high for *_, high in rows if high == high]
+    top = max(means, default=0.0)
+    if top > 0:
+        ax.set_ylim(0, min(1.0, 1.9 * top, 1.08 * max([1.1 * top, *highs])))
+
+
+def _draw_bars(ax: Any, series: Mapping[str, Sequence[tuple[str, float, float, float]]]) -> None:
+    groups = list(dict.fromkeys(group for points in series.values() for group, *_ in points))
+    each = 0.8 / max(1, len(series))
+    for i, (label, points) in enumerate(series.items()):
+        own = [(groups.index(group) + each * (i - (len(series) - 1) / 2), mean, low, high) for group, mean, low, high in points if mean == mean]
+        both = [_bars(mean, low, high) for _, mean, low, high in own]
+        errors = list(zip(*both, strict=True)) if own else None
+        x, means, style = [x for x, *_ in own], [mean for _, mean, *_ in own], {"linewidth": 1}
+        ax.bar(x, means, each, yerr=errors, label=label, color=_COLOURS[i % len(_COLOURS)], capsize=2, error_kw=style)
+    many = len(groups) > 5
+    ax.set_xticks(range(len(groups)), groups, rotation=35 if many else 0, ha="right" if many else "center", fontsize=8)
+    _limit(ax, [row for points in series.values() for row in points])

@@ -1,30 +1,63 @@
-"""The report of a study: results.csv, table.md, the figure, and one self-contained HTML page. From records alone."""
+"""The report of a study: results.csv, tables, figures, and one self-contained HTML page. From records alone."""
 
 import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from chexseg_ray.artifacts import Record, Store
+from chexseg_ray.choice import Chosen, choose
 from chexseg_ray.config import StudyConfig
-from chexseg_ray.data.phantom import LICENCE
-from chexseg_ray.pipeline import Study
+from chexseg_ray.pipeline import Study, SweepPoint
 from chexseg_ray.progress import say
-from chexseg_ray.report.figures import budget_curves, curves, draw_curves
-from chexseg_ray.report.results import PointResult, SettingResult, mean_of_defined, point_results, setting_results
+from chexseg_ray.report.contrasts import ContrastResult, contrast_results
+from chexseg_ray.report.examples import draw_examples, examples
+from chexseg_ray.report.facts import failures, licence_note, making_facts, overlap_words, reject_rows, split_rows
+from chexseg_ray.report.figures import draw, figures
+from chexseg_ray.report.paper import is_paper
+from chexseg_ray.report.paper_tables import Table, table_1, table_2
+from chexseg_ray.report.readers import Comparison, compare, reader_table
+from chexseg_ray.report.results import (
+    FEW_PATIENTS,
+    PointResult,
+    SettingResult,
+    TestSet,
+    mean_of_defined,
+    measured,
+    point_results,
+    read_test_set,
+    setting_results,
+)
 from chexseg_ray.report.tables import header, long_csv, main_rows, markdown, number, terminal
+from chexseg_ray.report.verdicts import chosen_rows, contrast_table, findings, gap_words, interval_words
 
 _MADE_OF = "made_of.sha256"
-_FIGURES = {"miou_over_p": "Mean IoU over p", "miou_over_num_expert": "What the next expert mask is worth"}
+_EXAMPLES = "figure4_examples"
 _TEXT = {
     "pooled": "Pixels summed over the test set, then the ratio, at model resolution without padding: the paper's IoU. "
-    "A pathology without a true pixel in the test set is undefined (–) and in no mean.",
-    "per_image": "The ratio of each image at its original resolution, then the mean; images without prediction and truth left out.",
+    "Undefined (a dash) where the test set's truth has no pixel, and left out of the mean.",
+    "per_image": "The ratio of each image at its original resolution, then the mean over images where prediction or truth is not empty.",
     "per_image_true_pos_only": "CheXlocalize's default: also without images where either prediction or truth is empty, so that "
     "missed findings do not count.",
 }
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that the report shows, in numbers."""
+
+    points: list[PointResult]
+    settings: list[SettingResult]
+    test: TestSet | None
+    chosen: Mapping[str, Chosen]
+    comparison: Comparison
+    contrasts: list[ContrastResult]
+    lacking: list[str]
+    tables: list[Table]
+    links: Mapping[SweepPoint, str]
 
 
 def write_report(config: StudyConfig, study: Study, store: Store, unchanged: bool = False) -> None:
@@ -52,6 +85,7 @@ def _made_of(config: StudyConfig, records: Mapping[str, Record]) -> bytes:
     """What a report depends on: the records by attempt, the config's words, the code of this room."""
     package = Path(__file__).parent.parent
     sources = [path for room in ("report", "evaluation", "data") for path in sorted((package / room).glob("*.*")) if path.is_file()]
+    sources += [package / "choice.py", package / "segmentation" / "mixing.py"]
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     attempts = {address: record.attempt for address, record in records.items()}
     facts = {"code": code, "config": config.model_dump(mode="json", exclude={"compute"}), "records": attempts}
@@ -63,36 +97,74 @@ def _there(store: Store, folder: str, made_of: bytes) -> bool:
         said = store.get(f"{folder}/{_MADE_OF}")
     except FileNotFoundError:
         return False
-    return said == made_of and {"index.html", "results.csv", "table.md", "table.txt", *_figure_files("miou_over_p")} <= set(store.names(folder))
+    return said == made_of and {"index.html", "results.csv", "table.md", "table.txt"} <= set(store.names(folder))
 
 
-def _figure_files(name: str) -> list[str]:
-    return [f"{name}.{kind}" for kind in ("png", "svg", "json")]
+def read_results(config: StudyConfig, study: Study, store: Store, records: Mapping[str, Record]) -> Results:
+    """All numbers of a study, whole or half, from what its store holds."""
+    pathologies, level = config.data.pathologies, config.report.interval_level
+    points = point_results(study, store, records, pathologies)
+    benchmark = records.get(study.benchmark.address) if study.benchmark else None
+    reader = measured(store, study.points[0][0], benchmark, pathologies) if benchmark else None
+    first = points[0].record if points else benchmark
+    test = read_test_set(store, first, pathologies, config.report.bootstrap_replicates) if first else None
+    settings = setting_results(study, points, test, level)
+    links = {result.setting: f"s{i}" for i, result in enumerate(settings)}
+    chosen = choose(study, records)
+    comparison = compare(reader, chosen, settings, test, level, links)
+    contrasts, lacking = contrast_results(config, settings, test)
+    tables = [*table_1(config, settings, links), *table_2(config, settings, links), *reader_table(config, comparison)]
+    tables += contrast_table(contrasts, links)
+    return Results(points, settings, test, chosen, comparison, contrasts, lacking, tables, links)
 
 
 def _write(config: StudyConfig, study: Study, store: Store, records: Mapping[str, Record], folder: str) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    results = read_results(config, study, store, records)
     pathologies, level = config.data.pathologies, config.report.interval_level
-    points = point_results(study, store, records, pathologies)
-    settings = setting_results(study, points, level)
-    names = header(pathologies)
-    lines = {"miou_over_p": (curves(settings, "pooled"), "p, the probability of an expert mask")}
-    if budget := budget_curves(settings, "pooled"):
-        lines["miou_over_num_expert"] = (budget, "expert masks that training and tuning may use (validation masks come on top)")
-    figures = {name: draw_curves(own, x_label, "pooled", level) for name, (own, x_label) in lines.items()}
-    main = main_rows(settings, "pooled")
-    page = _page(config, study, store, points, settings, {name: figure["png"] for name, figure in figures.items()})
-    files = {
-        "index.html": page.encode(),
-        "results.csv": long_csv(points, settings, pathologies, level).encode(),
+    files: dict[str, bytes] = {}
+    pictures: list[tuple[str, str]] = []
+    for figure in figures(pathologies, results.settings, results.comparison) if results.points else []:
+        drawn = draw(figure, level)
+        files |= {f"{figure.name}.{kind}": content for kind, content in drawn.items()}
+        files[f"{figure.name}.json"] = _json(figure.data())
+        pictures.append((figure.title, base64.b64encode(drawn["png"]).decode()))
+    if rows := examples(study, store, records, results.chosen, pathologies):
+        drawn = draw_examples(rows, pathologies)
+        files |= {f"{_EXAMPLES}.{kind}": content for kind, content in drawn.items()}
+        models = {kind: own.evaluation.inputs["segmentation"].address for kind, own in results.chosen.items()}
+        files[f"{_EXAMPLES}.json"] = _json([line for row in rows for line in row.data(models)])
+        pictures.append(("Figure 4: truth and chosen models, on the positive test image of median size", base64.b64encode(drawn["png"]).decode()))
+    names, main = header(pathologies), main_rows(results.settings, "pooled")
+    for table in results.tables:
+        files |= {f"{table.name}.csv": table.csv(), f"{table.name}.md": table.markdown().encode()}
+    files |= {
+        "index.html": _page(config, study, store, records, results, pictures).encode(),
+        "results.csv": long_csv(results.points, results.settings, pathologies, level).encode(),
+        "contrasts.json": _json(list(map(_contrast_data, results.contrasts))),
         "table.md": markdown(main, names).encode(),
         "table.txt": terminal(main, names, names.index("mIoU (interval)") + 1).encode(),
     }
-    for name, (own, _) in lines.items():
-        data = [{"line": label, "points": line} for label, line in own.items()]
-        files |= {f"{name}.{kind}": content for kind, content in figures[name].items()}
-        files[f"{name}.json"] = json.dumps(_finite(data), indent=1).encode()
+    for name in set(store.names(folder)) - set(files):  # what an earlier report had and this one has not
+        store.delete(f"{folder}/{name}")
     for name, content in files.items():
         store.put(f"{folder}/{name}", content)
+
+
+def _contrast_data(own: ContrastResult) -> dict[str, Any]:
+    facts: dict[str, Any] = {"contrast": own.label(), "first": own.first.label, "second": own.second.label, "trials": own.trials, "note": own.reason}
+    if own.difference:
+        kinds = {"trials": own.difference.trials, "patients": own.difference.patients, "both": own.difference.both.interval}
+        facts |= {"difference": own.difference.both.interval.mean, "intervals": {kind: [i.low, i.high] for kind, i in kinds.items()}}
+        facts |= {"p": own.difference.p_value, "holm_p": own.holm_p}
+        facts |= {"trials_for_80_percent_power": own.trials_needed, "patients_for_80_percent_power": own.patients_needed}
+    return facts
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(_finite(value), indent=1).encode()
 
 
 def _finite(value: Any) -> Any:
@@ -104,92 +176,53 @@ def _finite(value: Any) -> Any:
     return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def licence_note(config: StudyConfig) -> str:
-    """The licence and use note of the data source."""
-    if config.data.root is None:
-        return LICENCE
-    return config.data.licence or "licence not stated in data.licence: the terms of the data's own source hold; research use only."
-
-
 def _page(
-    config: StudyConfig, study: Study, store: Store, points: Sequence[PointResult], settings: Sequence[SettingResult], figures: dict[str, bytes]
+    config: StudyConfig, study: Study, store: Store, records: Mapping[str, Record], results: Results, pictures: Sequence[tuple[str, str]]
 ) -> str:
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(loader=PackageLoader("chexseg_ray", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    built = {result.point for result in points}
+    built = {result.point for result in results.points}
+    level, benchmark = config.report.interval_level, records.get(study.benchmark.address) if study.benchmark else None
+    undefined = [] if results.test is None else [n for n, there in zip(config.data.pathologies, results.test.defined, strict=True) if not there]
     return environment.get_template("page.html.j2").render(
         title=config.report.title,
-        built=len(points),
+        built=len(results.points),
         planned=len(study.points),
         licence=licence_note(config),
-        failures=[_failure(store, point.label, step.address) for point, step in study.points if point not in built],
-        figures=[(_FIGURES[name], base64.b64encode(png).decode()) for name, png in figures.items()],
+        findings=findings(results.contrasts, results.comparison, results.chosen, level),
+        failures=failures(study, store, built),
+        undefined=undefined,
+        rejects=reject_rows(study, store, records),
+        pictures=pictures,
+        tables=results.tables,
+        paper=is_paper(config),
+        gap=gap_words(results.comparison, level),
+        lacking=results.lacking,
+        chosen=chosen_rows(results.chosen, results.settings, results.links),
         names=header(config.data.pathologies),
-        tables=[{"title": f"IoU, {name.replace('_', ' ')}", "text": text, "rows": main_rows(settings, name)} for name, text in _TEXT.items()],
+        everything=[
+            {
+                "title": f"All settings: IoU, {name.replace('_', ' ')}",
+                "text": text,
+                "rows": [(results.links[s.setting], row) for s, row in zip(results.settings, main_rows(results.settings, name), strict=True)],
+            }
+            for name, text in _TEXT.items()
+        ],
+        few=FEW_PATIENTS,
+        test=results.test,
+        positive=[] if results.test is None else list(zip(config.data.pathologies, results.test.positive.tolist(), strict=True)),
+        intervals=interval_words(level, overlap_words(study, store, records)),
         pathologies=config.data.pathologies,
-        splits=_splits(study, store, config.data.pathologies),
-        facts=_facts(config, study, store),
+        splits=split_rows(study, records, config.data.pathologies),
+        facts=making_facts(config, study, records),
         root=store.root,
-        records=[_record_row(result) for result in points],
+        settings=[(results.links[s.setting], [_record_row(own) for own in s.points]) for s in results.settings if s.points],
+        benchmark=benchmark.address if benchmark else None,
     )
-
-
-def _failure(store: Store, label: str, address: str) -> str:
-    try:
-        return f"{label}: {json.loads(store.get(f'{address}/failed.json'))['error']}"
-    except FileNotFoundError:
-        return f"{label}: not built"
 
 
 def _record_row(result: PointResult) -> list[str]:
     mean = mean_of_defined(result.iou["pooled"])
-    return [result.point.label, result.record.address, number(mean, 4), f"{result.record.run['seconds']:.1f}"]
-
-
-def _splits(study: Study, store: Store, pathologies: Sequence[str]) -> list[list[str]]:
-    rows = []
-    for step in study.upstream():
-        if step.name == "images" and (images := store.find(step)) and (manifest := store.find(step.inputs["manifest"])):
-            positive = manifest.metrics["positive_masks"] or manifest.metrics["positive_labels"]
-            cells = [step.config["split"], images.rows, images.rejects, manifest.metrics["patients"], *(positive[n] for n in pathologies)]
-            rows.append([str(cell) for cell in cells])
-    return rows
-
-
-def _facts(config: StudyConfig, study: Study, store: Store) -> list[tuple[str, str]]:
-    facts = []
-    for step in study.upstream():
-        record = store.find(step)
-        if record and step.name == "classifier":
-            area = record.metrics["validation_auroc"]
-            text = f"{record.metrics['selected']} of {step.config['num_updates']} updates"
-            facts.append((f"{step.config['architecture']} classifier", text + (f", mean validation AUROC {area:.3f}" if area is not None else "")))
-        if record and step.name == "moco":
-            last = record.metrics["history"][-1]
-            text = f"{step.config['num_updates']} updates, loss {last['loss']:.2f}, {last['accuracy']:.0%} of queries nearest to their key at the end"
-            facts.append((f"{step.config['architecture']} MoCo", text))
-        if record and step.name == "encoder":
-            text = f"{record.metrics['source']} ({record.metrics['format']}), sha256 {record.metrics['sha256'][:12]}"
-            facts.append((f"{step.config['architecture']} weights", f"{text}, normalisation {record.metrics['normalisation']}"))
-        if record and step.name == "irnet":
-            used = f"{record.metrics['images_used']} images, {step.config['num_updates']} updates, encoder {record.metrics['encoder']['source']}"
-            facts.append(("IRNet", f"{used}, boundary loss {record.metrics['history'][-1]['boundary']:.3f} at the end"))
-        if record and step.name == "propagation":
-            walk = step.config["random_walk"]
-            facts.append(("random walk", f"radius {walk['radius']}, beta {walk['beta']:g}, {walk['steps']} steps"))
-        if record and step.name == "pseudo_masks":
-            facts.append((f"{step.config['method']} thresholds", _thresholds(record)))
-    s = config.segmentation
-    networks = ", ".join(f"{architecture} on {encoder}" for architecture in s.architectures for encoder in s.encoders)
-    facts.append(("segmentation", f"{networks}, batch {s.batch_size}, {s.num_updates} updates, learning rate {s.learning_rate}"))
-    facts.append(("image size", f"{config.data.image_size} px, letterboxed"))
-    facts.append(("intervals", f"{config.report.interval_level:.0%} Student t over trials, given this test set and these shared upstream models"))
-    return facts
-
-
-def _thresholds(record: Record) -> str:
-    chosen = record.metrics.get("thresholds")
-    if chosen is None:
-        return "Otsu, for each map"
-    return ", ".join(f"{name} {c['threshold']:.2f} ({c['source']})" for name, c in chosen.items())
+    segmentation = f"segmentation/{result.record.inputs['segmentation']}"
+    return [result.point.label, result.record.address, segmentation, number(mean, 4), f"{result.record.run['seconds']:.1f}"]

@@ -1,4 +1,4 @@
-"""From records to numbers: IoU of every point, and mean with interval over its trials. Reads the store alone, no Ray."""
+"""From records to numbers: IoU of every point, and of every setting the mean with its three intervals. Reads the store alone, no Ray."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,71 +9,149 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from chexseg_ray.artifacts import Record, Store
-from chexseg_ray.evaluation.intervals import Interval, t_interval
-from chexseg_ray.evaluation.iou import per_image_iou, pooled_iou
+from chexseg_ray.evaluation.bootstrap import (
+    PatientSums,
+    mean_over_pathologies,
+    patient_rows,
+    patient_weights,
+    per_image_sums,
+    pooled_sums,
+    positive_patients,
+)
+from chexseg_ray.evaluation.intervals import Interval, combined_interval, percentile_interval, t_interval
 from chexseg_ray.pipeline import Study, SweepPoint
 
 AGGREGATIONS = ("pooled", "per_image", "per_image_true_pos_only")
+FEW_PATIENTS = 20  # positive ones, below which an interval is marked
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """What all points are measured on: patients, those that show each pathology int64 [K], which pathologies are defined bool [K] (their truth
+    has a pixel), and the bootstrap's draws float32 [B, P], which serve every point."""
+
+    patients: int
+    images: int
+    positive: npt.NDArray[np.int64]
+    defined: npt.NDArray[np.bool_]
+    weights: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class PointResult:
-    """IoU of one built point: for each aggregation float64 [K], NaN where undefined."""
+    """One built point, or another reader: for each aggregation IoU float64 [K], NaN where undefined, and its sums by patient."""
 
     point: SweepPoint
     record: Record
-    iou: dict[str, npt.NDArray[np.float64]]
+    iou: dict[str, Floats]
+    sums: dict[str, PatientSums]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over trials and its intervals: over trials, over patients (given these networks), over both."""
+
+    trials: Interval
+    patients: Interval
+    both: Interval
+
+    @property
+    def mean(self) -> float:
+        return self.trials.mean
+
+    @property
+    def few(self) -> bool:
+        """Whether too few patients show the pathology for any interval over patients to be trusted."""
+        return 0 < self.patients.n < FEW_PATIENTS
+
+    @property
+    def shown(self) -> Interval:
+        """Over trials and patients; over patients where there is one trial alone."""
+        return self.patients if self.both.reason == "1 trial" else self.both
 
 
 @dataclass(frozen=True)
 class SettingResult:
-    """A setting (a point without its trial): for each aggregation the intervals of the mean and of the K pathologies."""
+    """A setting (a point without its trial): for each aggregation the estimates of the mean and of the K pathologies, the trials' means, and
+    the replicates float64 [B] of the mean over trials."""
 
     setting: SweepPoint
-    trials: int
+    points: tuple[PointResult, ...]
     planned: int
-    mean: dict[str, Interval]
-    pathologies: dict[str, list[Interval]]
+    mean: dict[str, Estimate]
+    pathologies: dict[str, list[Estimate]]
     undefined: dict[str, int]
+    replicates: dict[str, Floats]
+
+    @property
+    def trials(self) -> int:
+        return len(self.points)
+
+    def values(self, aggregation: str) -> dict[int, float]:
+        """{trial: mean IoU}."""
+        return {own.point.trial: mean_of_defined(own.iou[aggregation]) for own in self.points}
+
+
+def read_test_set(store: Store, record: Record, pathologies: Sequence[str], replicates: int) -> TestSet:
+    """The test set as the counts of any point have it; the bootstrap draws its patients `replicates` times."""
+    counts = read_counts(store.read_table(record, "counts.parquet"), pathologies)
+    rows, patients = patient_rows(counts.patients)
+    defined = counts.model[:, :, 2].sum(axis=0) > 0
+    positive = positive_patients(counts.model, rows, patients)
+    return TestSet(patients, len(rows), positive, defined, patient_weights(patients, replicates, 0))
 
 
 def point_results(study: Study, store: Store, records: Mapping[str, Record], pathologies: Sequence[str]) -> list[PointResult]:
     """The points that are built, in the study's order; `records` by address."""
     found = [(point, records[step.address]) for point, step in study.points if step.address in records]
-
-    def result(each: tuple[SweepPoint, Record]) -> PointResult:
-        counts = read_counts(store.read_table(each[1], "counts.parquet"), pathologies)
-        model, original = counts["model"], counts["original"]
-        iou = {
-            "pooled": pooled_iou(model),
-            "per_image": per_image_iou(original, true_pos_only=False),
-            "per_image_true_pos_only": per_image_iou(original, true_pos_only=True),
-        }
-        absent = model[:, :, 2].sum(axis=0) == 0  # no true pixel in the test set: undefined for every point alike
-        return PointResult(*each, {name: np.where(absent, np.nan, values) for name, values in iou.items()})
-
-    return list(store.side_by_side(result, found))
+    return list(store.side_by_side(lambda each: measured(store, *each, pathologies), found))
 
 
-def read_counts(table: pa.Table, pathologies: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
-    """{resolution: int64 [N, K, 3]} of a table of counts: images in id order, pathologies in the given one; intersection, predicted, truth."""
+def measured(store: Store, point: SweepPoint, record: Record, pathologies: Sequence[str]) -> PointResult:
+    """The result of one record of counts."""
+    counts = read_counts(store.read_table(record, "counts.parquet"), pathologies)
+    rows, patients = patient_rows(counts.patients)
+    sums = {
+        "pooled": pooled_sums(counts.model, rows, patients),
+        "per_image": per_image_sums(counts.original, rows, patients, true_pos_only=False),
+        "per_image_true_pos_only": per_image_sums(counts.original, rows, patients, true_pos_only=True),
+    }
+    absent = counts.model[:, :, 2].sum(axis=0) == 0  # no true pixel in the test set: undefined for every point alike
+    return PointResult(point, record, {name: np.where(absent, np.nan, own.estimate()) for name, own in sums.items()}, sums)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Pixels int64 [N, K, 3] of intersection, predicted and truth at both resolutions; images in id order, with the patient of each."""
+
+    patients: list[str]
+    model: npt.NDArray[np.int64]
+    original: npt.NDArray[np.int64]
+
+
+def read_counts(table: pa.Table, pathologies: Sequence[str]) -> Counts:
+    """A table of counts, its pathologies in the given order."""
     place = {name: i for i, name in enumerate(pathologies)}
-    names, resolutions = table.column("pathology").to_pylist(), table.column("resolution").to_pylist()
+    names, resolutions = table.column("pathology").to_pylist(), np.array(table.column("resolution").to_pylist())
     values = np.stack([table.column(name).to_numpy() for name in ("intersection", "predicted", "truth")], axis=1)
-    ids = {cxr_id: i for i, cxr_id in enumerate(sorted(set(table.column("cxr_id").to_pylist())))}
-    rows = np.array([ids[cxr_id] for cxr_id in table.column("cxr_id").to_pylist()])
+    cxr_ids = table.column("cxr_id").to_pylist()
+    patient_of = dict(zip(cxr_ids, table.column("patient_id").to_pylist(), strict=True))
+    ids = {cxr_id: i for i, cxr_id in enumerate(sorted(patient_of))}
+    rows = np.array([ids[cxr_id] for cxr_id in cxr_ids])
     columns = np.array([place.get(name, -1) for name in names])
     out = {}
-    for resolution in sorted(set(resolutions)):
-        own = (np.array(resolutions) == resolution) & (columns >= 0)
+    for resolution in ("model", "original"):
+        own = (resolutions == resolution) & (columns >= 0)
         counts = np.zeros((len(ids), len(pathologies), 3), dtype=np.int64)
         counts[rows[own], columns[own]] = values[own]
         out[resolution] = counts
-    return out
+    return Counts([patient_of[cxr_id] for cxr_id in ids], out["model"], out["original"])
 
 
-def setting_results(study: Study, results: Sequence[PointResult], level: float) -> list[SettingResult]:
-    """Mean over trials with Student's t interval, for every setting of the study, built or not."""
+def setting_results(study: Study, results: Sequence[PointResult], test: TestSet | None, level: float) -> list[SettingResult]:
+    """Mean over trials with its intervals, for every setting of the study, built or not; `test` is None when nothing is built."""
     planned: dict[SweepPoint, int] = {}
     for point, _ in study.points:
         setting = replace(point, trial=-1)
@@ -81,21 +159,46 @@ def setting_results(study: Study, results: Sequence[PointResult], level: float) 
     own: dict[SweepPoint, list[PointResult]] = {setting: [] for setting in planned}
     for result in results:
         own[replace(result.point, trial=-1)].append(result)
-    return [_setting(s, n, own[s], level) for s, n in planned.items()]
+    return [_setting(setting, number, tuple(own[setting]), test, level) for setting, number in planned.items()]
 
 
-def mean_of_defined(iou: npt.NDArray[np.float64]) -> float:
+def mean_of_defined(iou: Floats) -> float:
     """The plain mean over the defined pathologies; NaN when there is none. For pooled and per_image these are the ones that
     the test set's truth has, whatever is predicted."""
     defined = ~np.isnan(iou)
     return float(iou[defined].mean()) if defined.any() else math.nan
 
 
-def _setting(setting: SweepPoint, planned: int, own: Sequence[PointResult], level: float) -> SettingResult:
-    means, each, undefined = {}, {}, {}
+def _setting(setting: SweepPoint, planned: int, points: tuple[PointResult, ...], test: TestSet | None, level: float) -> SettingResult:
+    means: dict[str, Estimate] = {}
+    each: dict[str, list[Estimate]] = {}
+    undefined: dict[str, int] = {}
+    replicates: dict[str, Floats] = {}
     for name in AGGREGATIONS:
-        matrix = np.stack([r.iou[name] for r in own]) if own else np.zeros((0, 0))
-        means[name] = t_interval([mean_of_defined(row) for row in matrix], level)
-        each[name] = [t_interval([float(v) for v in column], level) for column in matrix.T]
+        matrix = np.stack([own.iou[name] for own in points]) if points else np.zeros((0, 0))
         undefined[name] = int(np.isnan(matrix).any(axis=0).sum())
-    return SettingResult(setting, len(own), planned, means, each, undefined)
+        if test is None or not points:
+            means[name], each[name], replicates[name] = _nothing(), [], np.zeros(0)
+            continue
+        drawn = np.stack([own.sums[name].replicates(test.weights) for own in points])  # [trials, B, K]
+        replicates[name] = mean_over_pathologies(drawn, test.defined).mean(axis=0)
+        means[name] = estimate([mean_of_defined(row) for row in matrix], replicates[name], test.patients, level)
+        over_trials = drawn.mean(axis=0)
+        each[name] = [estimate([float(v) for v in matrix[:, k]], over_trials[:, k], int(test.positive[k]), level) for k in range(len(test.positive))]
+    return SettingResult(setting, points, planned, means, each, undefined, replicates)
+
+
+def estimate(values: Sequence[float], replicates: Floats, patients: int, level: float) -> Estimate:
+    """A mean IoU over trials with its three intervals, cut to [0, 1]; `replicates` float64 [B] of that mean."""
+    trials = t_interval(values, level)
+    both = combined_interval(values, replicates, patients, level).interval
+    return Estimate(_cut(trials), percentile_interval(trials.mean, replicates, patients, level), _cut(both))
+
+
+def _cut(interval: Interval) -> Interval:
+    return replace(interval, low=max(0.0, interval.low), high=min(1.0, interval.high)) if not interval.reason else interval
+
+
+def _nothing() -> Estimate:
+    blank = Interval(math.nan, math.nan, math.nan, 0, "0 trials")
+    return Estimate(blank, blank, blank)

@@ -1,4 +1,4 @@
-"""Tables: the long CSV with every number, the Markdown and terminal forms of the main table."""
+"""The long CSV with every number, and the main table with a row a setting, as cells for Markdown, HTML and the terminal."""
 
 import csv
 import io
@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from chexseg_ray.evaluation.intervals import Interval
 from chexseg_ray.pipeline import SweepPoint
-from chexseg_ray.report.results import AGGREGATIONS, PointResult, SettingResult, mean_of_defined
+from chexseg_ray.report.results import AGGREGATIONS, FEW_PATIENTS, PointResult, SettingResult, mean_of_defined
 
 COLUMNS = (
     "method", "init", "p", "weak_n", "num_expert", "architecture", "encoder", "trial", "pathology", "aggregation", "iou", "low", "high",
-    "n", "undefined", "interval", "record",
+    "n", "undefined", "interval", "note", "record",
 )  # fmt: skip
+KINDS = ("trials", "patients", "trials and patients")
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -49,15 +50,15 @@ def long_csv(points: Sequence[PointResult], settings: Sequence[SettingResult], p
                 own = {"pathology": pathology, "aggregation": name, "iou": _blank(value), "n": 1, "record": result.record.address}
                 writer.writerow(axes | own | {"undefined": sum(v != v for v in iou.tolist()) if pathology == "mean" else int(math.isnan(value))})
     for setting in settings:
-        s = setting.setting
-        axes = _axes(s) | {"trial": "all"}
+        axes = _axes(setting.setting) | {"trial": "all"}
         for name in AGGREGATIONS:
-            rows_of = [*zip(pathologies, setting.pathologies[name], strict=False), ("mean", setting.mean[name])]
-            for pathology, interval in rows_of:
-                own = {"pathology": pathology, "aggregation": name, "iou": _blank(interval.mean), "n": interval.n}
-                own |= {"low": _blank(interval.low), "high": _blank(interval.high)}
-                own |= {"interval": interval.reason or f"t over trials, {level:g}"}
-                writer.writerow(axes | own | {"undefined": setting.undefined[name] if pathology == "mean" else setting.trials - interval.n})
+            for pathology, found in [*zip(pathologies, setting.pathologies[name], strict=False), ("mean", setting.mean[name])]:
+                undefined = setting.undefined[name] if pathology == "mean" else setting.trials - found.trials.n
+                shared = axes | {"pathology": pathology, "aggregation": name, "iou": _blank(found.mean), "undefined": undefined}
+                for kind, interval in zip(KINDS, (found.trials, found.patients, found.both), strict=True):
+                    few = "" if kind == "trials" or not found.few or interval.reason else f"fewer than {FEW_PATIENTS} positive patients"
+                    ends = {"low": _blank(interval.low), "high": _blank(interval.high), "n": interval.n}
+                    writer.writerow(shared | ends | {"interval": f"{kind}, {level:g}", "note": interval.reason or few})
     return stream.getvalue()
 
 
@@ -73,17 +74,24 @@ def _blank(value: float) -> str:
 
 
 def main_rows(settings: Sequence[SettingResult], aggregation: str) -> list[list[str]]:
-    """The main table's cells: setting, n of m trials, mean with interval, one IoU a pathology."""
+    """The main table's cells: setting, n of m trials, mean with its intervals, one IoU a pathology (* where few patients show it)."""
     rows = []
     for result in settings:
-        each = [number(i.mean) for i in result.pathologies[aggregation]]
-        rows.append([*setting_cells(result), f"{result.trials} of {result.planned}", with_interval(result.mean[aggregation]), *each])
+        mean = result.mean[aggregation]
+        each = [number(own.mean) + ("*" if own.few else "") for own in result.pathologies[aggregation]]
+        intervals = [with_interval(mean.both), ends(mean.trials), ends(mean.patients)]
+        rows.append([*setting_cells(result), f"{result.trials} of {result.planned}", *intervals, *each])
     return rows
+
+
+def ends(interval: Interval) -> str:
+    """`.261 to .279`, or why there are none."""
+    return f"({interval.reason})" if interval.reason else f"{number(interval.low)} to {number(interval.high)}"
 
 
 def header(pathologies: Sequence[str]) -> list[str]:
     """The main table's column names."""
-    return ["masks", "init", "weak_n", "experts", "network", "p", "trials", "mIoU (interval)", *pathologies]
+    return ["masks", "init", "weak_n", "experts", "network", "p", "trials", "mIoU (interval)", "over trials", "over patients", *pathologies]
 
 
 def markdown(rows: Sequence[Sequence[str]], names: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ ALLOWED = {room: {"data", "errors", room} for room in SCIENCE} | {
     "cost": {"artifacts", "errors", "segmentation"},
     "plan": {"artifacts", "build", "config", "cost", "pipeline", "progress"},
     "stages": {*SCIENCE, "artifacts", "errors", "progress", "stages"},
-    "report": {"artifacts", "config", "data", "evaluation", "pipeline", "progress", "report"},
+    "report": {"artifacts", "choice", "config", "data", "evaluation", "pipeline", "progress", "report", "segmentation"},
     "build": {"artifacts", "config", "errors", "pipeline", "progress", "stages"},
     "trials": {"artifacts", "build", "config", "cost", "demand", "errors", "pipeline", "progress", "stages"},
     "demand": {"build", "config", "errors", "pipeline"},

@@ -1,0 +1,106 @@
+"""The differences that the config asks for beforehand: only these get p-values, corrected for their number."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from chexseg_ray.config import ContrastConfig, StudyConfig
+from chexseg_ray.evaluation.contrasts import Difference, holm, paired_difference, patients_needed, trials_needed
+from chexseg_ray.pipeline import SweepPoint
+from chexseg_ray.report.results import SettingResult, TestSet
+
+AXES = ("method", "p", "init", "weak_n", "num_expert")
+
+
+@dataclass(frozen=True)
+class ContrastResult:
+    """first - second in pooled mean IoU over the trials that both have. `reason` says why there is no difference, or no p-value; needed
+    numbers are None where no number would do, or none can be said."""
+
+    first: SweepPoint
+    second: SweepPoint
+    trials: int
+    difference: Difference | None
+    holm_p: float
+    trials_needed: int | None
+    patients_needed: int | None
+    reason: str
+
+    @property
+    def axis(self) -> str:
+        """The axis that differs."""
+        return next(name for name in AXES if getattr(self.first, name) != getattr(self.second, name) and not _follows(name, self))
+
+    def values(self) -> list[str]:
+        """Of the first and the second on that axis."""
+        return [_named(self.axis, point) for point in (self.first, self.second)]
+
+    def shared(self) -> str:
+        """What both have in common: method and weak set are the first's where p = 1 has none."""
+        own = self.first if self.first.p < 1 else self.second
+        words = [_named(name, own) for name in AXES if name != self.axis and getattr(own, name)]
+        words += ["p = 0"] if self.axis != "p" and own.p == 0 else []
+        return ", ".join(words)
+
+    def label(self) -> str:
+        """One line for people."""
+        return f"{' against '.join(self.values())} ({self.shared()})"
+
+
+def _named(axis: str, point: SweepPoint) -> str:
+    words = {"p": f"p = {point.p:g}", "weak_n": f"{point.weak_n} weak", "num_expert": f"{point.num_expert or 'all'} experts"}
+    return words.get(axis) or str(getattr(point, axis))
+
+
+def _follows(name: str, own: "ContrastResult") -> bool:
+    """p = 1 has neither method nor weak set: these differ because p does."""
+    return own.first.p != own.second.p and name in ("method", "weak_n")
+
+
+def contrast_results(config: StudyConfig, settings: Sequence[SettingResult], test: TestSet | None) -> tuple[list[ContrastResult], list[str]]:
+    """Every contrast of the config, in its order, and in words those that the study has no settings for."""
+    known = {result.setting: result for result in settings}
+    pairs: dict[tuple[SweepPoint, SweepPoint], None] = {}
+    lacking = []
+    for asked in config.report.contrasts:
+        own = list(_pairs(asked, config, known))
+        pairs |= dict.fromkeys(own)
+        lacking += [] if own else [", ".join(f"{name}: {_words(value)}" for name, value in asked if value is not None)]
+    results = [_contrast(known[a], known[b], test, config.report.interval_level) for a, b in pairs]
+    corrected = holm([result.difference.p_value if result.difference else math.nan for result in results])
+    return [replace(result, holm_p=p) for result, p in zip(results, corrected, strict=True)], lacking
+
+
+def _words(value: object) -> str:
+    return " against ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _pairs(asked: ContrastConfig, config: StudyConfig, known: Mapping[SweepPoint, SettingResult]) -> Iterator[tuple[SweepPoint, SweepPoint]]:
+    """The settings of the study that differ as asked, at every combination of the axes that are left out."""
+    segmentation = config.segmentation
+    values = {name: [getattr(asked, name)] if getattr(asked, name) is not None else config.sweep.every(name) for name in AXES if name != asked.axis}
+    names = list(values)
+    for architecture, encoder, *combination in product(segmentation.architectures, segmentation.encoders, *values.values()):
+        fixed = dict(zip(names, combination, strict=True))
+        both = []
+        for value in getattr(asked, asked.axis):
+            own = fixed | {asked.axis: value}
+            both.append(SweepPoint(**own, architecture=architecture, encoder=encoder, trial=-1).canonical())
+        if both[0] in known and both[1] in known and both[0] != both[1]:
+            yield both[0], both[1]
+
+
+def _contrast(first: SettingResult, second: SettingResult, test: TestSet | None, level: float) -> ContrastResult:
+    values = [own.values("pooled") for own in (first, second)]
+    shared = sorted(values[0].keys() & values[1].keys())
+    blank = ContrastResult(first.setting, second.setting, len(shared), None, math.nan, None, None, "")
+    if test is None or not shared:
+        return replace(blank, reason="not built")
+    if len(shared) < max(map(len, values)):
+        return replace(blank, reason=f"{len(values[0])} and {len(values[1])} trials are built: both settings need the same ones")
+    a, b = ([own[trial] for trial in shared] for own in values)
+    difference = paired_difference(a, b, first.replicates["pooled"], second.replicates["pooled"], test.patients, level)
+    trials, patients = (how(difference.both, test.patients, level) for how in (trials_needed, patients_needed))
+    reason = difference.both.interval.reason
+    return replace(blank, difference=difference, trials_needed=trials, patients_needed=patients, reason=reason)

@@ -1,0 +1,107 @@
+"""Numbers in words: what the contrasts found, what was chosen, what each interval is conditional on."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from chexseg_ray.choice import Chosen
+from chexseg_ray.report.contrasts import ContrastResult
+from chexseg_ray.report.paper_tables import Cell, Links, Table
+from chexseg_ray.report.readers import Comparison
+from chexseg_ray.report.results import SettingResult
+from chexseg_ray.report.tables import ends, number
+
+
+def findings(contrasts: Sequence[ContrastResult], comparison: Comparison, chosen: Mapping[str, Chosen], level: float) -> list[str]:
+    """The report's first sentences."""
+    out = []
+    for own in contrasts:
+        if own.difference is None:
+            continue
+        mean = own.difference.both.interval.mean
+        verdict = _verdict(own, level)
+        out.append(f"{own.label()}: mIoU differs by {mean:+.3f} ({ends(own.difference.both.interval)}); {verdict}")
+    if chosen:
+        best = next(iter(chosen.values()))
+        out.append(f"Best by validation: {best.point.label} ({best.kind}).")
+    if not math.isnan(comparison.gap_closed.mean):
+        out.append(gap_words(comparison, level))
+    return out
+
+
+def _verdict(own: ContrastResult, level: float) -> str:
+    if math.isnan(own.holm_p):
+        return f"not tested ({own.reason})"
+    found = own.holm_p < 1 - level
+    return f"{'significant' if found else 'not significant'}, Holm's p {'' if own.holm_p < 1e-4 else '= '}{p_words(own.holm_p)}"
+
+
+def p_words(p: float) -> str:
+    """A p-value for people."""
+    return "–" if math.isnan(p) else "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+
+
+def gap_words(comparison: Comparison, level: float) -> str:
+    """How much of the gap to the radiologists semi-supervision closes."""
+    gap = comparison.gap_closed
+    if math.isnan(gap.mean):
+        return f"Gap to the radiologists: not said ({gap.reason})." if comparison.rivals else ""
+    interval = f", {level:.0%} interval over patients {100 * gap.low:.0f} to {100 * gap.high:.0f} %" if not gap.reason else ""
+    return f"The best semi-supervised model closes {100 * gap.mean:.0f} % of the best weakly supervised one's mIoU gap to the radiologists{interval}."
+
+
+def contrast_table(contrasts: Sequence[ContrastResult], links: Links) -> list[Table]:
+    """Each contrast's difference, intervals and p-values, and what would separate the two settings with a power of 80 %."""
+    rows = []
+    for own in contrasts:
+        names = own.values()
+        sides = [Cell(name, link=links[point]) for name, point in zip(names, (own.first, own.second), strict=True)]
+        if own.difference is None:
+            rows.append((Cell(own.shared()), *sides, Cell(str(own.trials)), Cell("–", own.reason), *[Cell("")] * 6))
+            continue
+        d = own.difference
+        needed = [_needed(own, number, word) for number, word in ((own.trials_needed, "trials"), (own.patients_needed, "patients"))]
+        texts = [ends(d.trials), ends(d.patients), p_words(d.p_value), p_words(own.holm_p), *needed]
+        both = Cell(f"{d.both.interval.mean:+.3f}", ends(d.both.interval))
+        rows.append((Cell(own.shared()), *sides, Cell(str(own.trials)), both, *map(Cell, texts)))
+    names_ = ("of", "first", "second", "trials", "first - second", "over trials", "over patients", "p", "Holm's p")
+    needs = ("trials for a power of 80 %", "patients for a power of 80 %")
+    text = "Differences in pooled mean IoU that the config asked for beforehand, paired; below each its interval over trials and patients."
+    return [Table("contrasts", "Contrasts", text, (*names_, *needs), 3, tuple(rows))] if rows else []
+
+
+def _needed(own: ContrastResult, number: int | None, word: str) -> str:
+    if own.reason:
+        return f"({own.reason})"
+    return f"no number of {word}" if number is None else f"{number:,}"
+
+
+def chosen_rows(chosen: Mapping[str, Chosen], settings: Sequence[SettingResult], links: Links) -> list[tuple[str, list[str]]]:
+    """Anchor, and kind, model, validation mIoU of its setting, the setting's test mIoU, record."""
+    by_setting = {result.setting: result for result in settings}
+    rows = []
+    for own in chosen.values():
+        result = by_setting[own.setting]
+        test = f"{number(result.mean['pooled'].mean)} ({ends(result.mean['pooled'].shown)})" if result.points else "not evaluated"
+        cells = [own.kind, own.point.label, f"{own.score:.3f} over {own.trials} trials", test, own.segmentation.address]
+        rows.append((links[own.setting], cells))
+    return rows
+
+
+def interval_words(level: float, overlaps: Sequence[str]) -> list[tuple[str, str]]:
+    """Each interval's name, how it is made and what it is conditional on."""
+    shared = "the expert masks and what the trials share (classifier, IRNet, encoders)"
+    weak = f" {'; '.join(overlaps).capitalize()}: what they share, they do not vary in." if overlaps else ""
+    return [
+        ("over trials", f"{level:.0%} Student t over trials, given this test set, {shared}.{weak}"),
+        ("over patients", f"{level:.0%} bootstrap over the test set's patients (all images of a patient together), given the trained networks."),
+        (
+            "over both",
+            f"{level:.0%}: s²/n of the trials plus the bootstrap's variance, Satterthwaite's t; given {shared}. Cut to [0, 1].",
+        ),
+        (
+            "contrasts",
+            "differences paired by trial and by patient; interval and p-value with Cochran and Cox's t, which is wider than Satterthwaite's; "
+            "only the contrasts that the config names beforehand are tested, and Holm corrects for their number. Needed numbers are for a power "
+            "of 80 % if the true difference is the observed one.",
+        ),
+    ]
