@@ -46,7 +46,7 @@ def test_real_x_rays_run_through_to_their_report(real_data: Path, tmp_path: Path
     done = job(
         "sweep.py", str(TINY), f"store.root={store}", f"data.root={real_data}", "data.weak_csv=CheXpert-mini/train.csv",
         "data.expert_csv=CheXpert-mini/valid.csv", "data.expert_masks=gt_segmentations.json", "data.test_csv=null", "data.test_masks=null",
-        "data.num_validation=10", "data.num_test=12", "data.licence=CC BY-NC-SA and others, see the data's README",
+        "data.benchmark_masks=null", "data.num_validation=10", "data.num_test=12", "data.licence=CC BY-NC-SA and others, see the data's README",
         "classifier.train_splits=[weak, expert_train]", "encoder_classifier.train_splits=[weak, expert_train]",
         "classifier.validation_splits=[validation]", "encoder_classifier.validation_splits=[validation]",
         "classifier.blanks=ignore", "encoder_classifier.blanks=ignore", "pseudo_masks.gate=probability",

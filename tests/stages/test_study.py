@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from coco_evaluation import mean_iou
 from studies import REPOSITORY, TINY, Job, tiny
 
 from chexseg_ray.artifacts import Record, Store
+from chexseg_ray.data.masks import Rle, decode_rle
+from chexseg_ray.evaluation.iou import per_image_iou, pooled_iou
+from chexseg_ray.report.results import read_counts
 
 pytestmark = pytest.mark.ray
 
@@ -37,10 +41,13 @@ def test_one_command_goes_through_every_room_to_the_report(tiny_store: Path) -> 
     names = [r.name for r in records(tiny_store).values()]
     assert {n: names.count(n) for n in set(names)} == {
         "phantom": 1, "manifest": 4, "images": 4, "classifier": 2, "cams": 1, "pseudo_masks": 1, "segmentation": 2, "evaluation": 2,
+        "benchmark": 1, "prediction": 1,
     }  # fmt: skip
     report = tiny_store / "report" / "tiny"
     assert {p.name for p in report.iterdir()} == {
-        "index.html", "results.csv", "table.md", "table.txt", "made_of.sha256", "miou_over_p.png", "miou_over_p.svg", "miou_over_p.json",
+        "index.html", "results.csv", "table.md", "table.txt", "made_of.sha256", "contrasts.json", "contrasts.md", "contrasts.csv",
+        *(f"{name}.{kind}" for name in ("table1", "radiologists") for kind in ("csv", "md")),
+        *(f"{name}.{kind}" for name in ("figure2_iou_over_p", "figure4_examples", "figure5_radiologists") for kind in ("png", "svg", "json")),
     }  # fmt: skip
     page = (report / "index.html").read_text()
     assert "2 of 2 points" in page
@@ -93,7 +100,7 @@ def test_a_sweep_extended_by_one_p_runs_that_values_trials_only(store_copy: Path
     after = stamps(store_copy)
     assert {k: after[k] for k in before} == before
     new = [Record.from_json(Path(p).read_bytes()) for p in after if p not in before]
-    assert sorted(r.name for r in new) == ["evaluation"] * 2 + ["segmentation"] * 2
+    assert sorted(r.name for r in new) == ["evaluation"] * 2 + ["prediction"] + ["segmentation"] * 2, "one more kind of model is chosen"
     assert {r.config["p"] for r in new if r.name == "segmentation"} == {1.0}
     again = job("sweep.py", *arguments, "--plan")
     assert "0 misses" in again.stdout
@@ -229,6 +236,46 @@ def test_counts_are_those_of_the_trained_network_on_the_mask_file(tiny_store: Pa
             total += int(predicted.sum())
     assert total > 1000
     assert off <= 2e-3 * total, "batch composition moves the last bits"
+
+
+def test_the_predictions_of_the_chosen_model_evaluated_by_chexlocalizes_rules_give_our_per_image(tiny_store: Path, phantom_root: Path) -> None:
+    import csv
+
+    prediction = of(tiny_store, "prediction")
+    store = Store.open(str(tiny_store))
+    found = json.loads(store.read(prediction, "predictions.json"))
+    truth = json.loads((phantom_root / "CheXlocalize" / "gt_segmentations_test.json").read_text())
+    assert found.keys() == truth.keys(), "every image"
+    names = list(tiny(tiny_store).data.pathologies)
+    for cxr_id, own in found.items():
+        assert list(own) == names, "every pathology"
+        assert all(own[name]["size"] == truth[cxr_id][name]["size"] for name in names), "full size"
+    evaluated = next(r for r in records(tiny_store).values() if r.name == "evaluation" and r.inputs == prediction.inputs)
+    with (tiny_store / "report" / "tiny" / "results.csv").open() as stream:
+        rows = [r for r in csv.DictReader(stream) if r["record"] == evaluated.address and r["pathology"] != "mean"]
+    for aggregation, only in (("per_image", False), ("per_image_true_pos_only", True)):
+        ours = {r["pathology"]: float(r["iou"] or "nan") for r in rows if r["aggregation"] == aggregation}
+        for name in names:
+            theirs = mean_iou(found, truth, name, only)
+            assert np.isnan(ours[name]) or ours[name] == pytest.approx(theirs, rel=1e-12), "undefined for us where no truth has a pixel"
+        assert np.isfinite(list(ours.values())).sum() > (0 if only else 4)
+    masks = parts(tiny_store, prediction, "masks/")
+    counts = parts(tiny_store, evaluated, "counts").to_pandas()
+    for row in masks.to_pylist():
+        own = counts[(counts.cxr_id == row["cxr_id"]) & (counts.resolution == "model")].set_index("pathology")
+        for name, rle in zip(names, row["rle"], strict=True):
+            assert decode_rle(Rle(64, 64, rle)).sum() == own.loc[name, "predicted"]
+
+
+def test_the_second_reader_is_counted_as_a_prediction_is(tiny_store: Path, phantom_root: Path) -> None:
+    reader = json.loads((phantom_root / "CheXlocalize" / "hb_segmentations_test.json").read_text())
+    truth = json.loads((phantom_root / "CheXlocalize" / "gt_segmentations_test.json").read_text())
+    counts = read_counts(parts(tiny_store, of(tiny_store, "benchmark"), "counts"), list(tiny(tiny_store).data.pathologies))
+    for only in (True, False):
+        ours = per_image_iou(counts.original, only)
+        theirs = [mean_iou(reader, truth, name, only) for name in tiny(tiny_store).data.pathologies]
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+    assert np.nanmean(pooled_iou(counts.model)) > 0.5
 
 
 def test_parquet_is_plain_for_other_readers(tiny_store: Path) -> None:

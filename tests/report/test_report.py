@@ -1,0 +1,251 @@
+"""The report against its store: every number recomputed, every link followed, whole, half and empty."""
+
+import csv
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from report.fakes import counts_table, fill, graph, load
+from scipy import stats
+from studies import REPOSITORY, TINY, tiny
+
+from chexseg_ray.artifacts import Store
+from chexseg_ray.choice import choose
+from chexseg_ray.config import StudyConfig
+from chexseg_ray.report.page import read_results, write_report
+
+GRID = ("sweep.p=[0.0, 0.5, 0.9, 1.0]", "sweep.method=[gradcam, irnet]", "sweep.trials=3", "report.bootstrap_replicates=400")
+CONTRASTS = "report.contrasts=[{p: [0.9, 0.0]}, {p: [0.9, 1.0]}, {method: [irnet, gradcam], p: 0.0}, {init: [moco, chexpert]}]"
+
+
+def config_of(store: Path, *more: str) -> StudyConfig:
+    return tiny(store, *GRID, CONTRASTS, *more)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StudyConfig, Path]:
+    store = tmp_path_factory.mktemp("report") / "store"
+    config = config_of(store, "sweep.init=[random, chexpert]")
+    study = fill(store, config, absent="Lung Lesion")
+    write_report(config, study, Store.open(str(store)))
+    return store, config, store / "report" / "tiny"
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def table(path: Path) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(path.read_text())))
+
+
+def test_intervals_over_trials_are_scipys_of_the_trials_rows(whole: tuple[Path, StudyConfig, Path]) -> None:
+    found = rows(whole[2])
+    key = ("method", "init", "p", "pathology", "aggregation")
+    trials = [r for r in found if r["trial"] != "all"]
+    checked = 0
+    for row in found:
+        if row["trial"] == "all" and row["interval"].startswith("trials,") and row["low"]:
+            own = [float(t["iou"]) for t in trials if all(t[k] == row[k] for k in key)]
+            low, high = stats.t.interval(0.95, 2, np.mean(own), stats.sem(own))
+            assert float(row["low"]) == pytest.approx(max(low, 0), abs=1e-12)
+            assert float(row["high"]) == pytest.approx(min(high, 1), abs=1e-12)
+            checked += 1
+    assert checked > 300
+
+
+def test_every_interval_holds_its_mean_and_both_sources_are_wider_than_patients_alone(whole: tuple[Path, StudyConfig, Path]) -> None:
+    own = [r for r in rows(whole[2]) if r["trial"] == "all" and r["pathology"] == "mean" and r["aggregation"] == "pooled"]
+    kinds = {(r["method"], r["init"], r["p"], r["interval"].split(",")[0]): r for r in own}
+    for (method, init, p, kind), row in kinds.items():
+        assert float(row["low"]) <= float(row["iou"]) <= float(row["high"])
+        if kind == "patients":
+            both = kinds[method, init, p, "trials and patients"]
+            assert float(both["high"]) - float(both["low"]) > float(row["high"]) - float(row["low"])
+            assert row["n"] == "40"
+
+
+def test_an_undefined_pathology_is_blank_with_a_reason_and_counted(whole: tuple[Path, StudyConfig, Path]) -> None:
+    lesion = [r for r in rows(whole[2]) if r["pathology"] == "Lung Lesion" and r["trial"] == "all" and r["aggregation"] == "pooled"]
+    assert {(r["iou"], r["low"], r["note"]) for r in lesion} == {("", "", "undefined")}
+    assert {r["undefined"] for r in rows(whole[2]) if r["pathology"] == "mean" and r["aggregation"] == "pooled"} == {"1"}
+    assert "no test image shows it: Lung Lesion" in (whole[2] / "index.html").read_text()
+
+
+def test_table_1_has_the_papers_layout(whole: tuple[Path, StudyConfig, Path]) -> None:
+    found = table(whole[2] / "table1.csv")
+    assert found[0][:6] == ["Task", "Method", "p = 0", "p = 0.5", "p = 0.9", "p = 1"]
+    assert [row[:2] for row in found[1:5]] == [["Mean IoU", "CAM"], ["Mean IoU", "IRNet"], ["Airspace Opacity", "CAM"], ["Airspace Opacity", "IRNet"]]
+    assert len(found) == 1 + 2 * 11
+    assert (whole[2] / "table1_2.csv").is_file(), "one table an init that was mixed"
+    mean = next(
+        r for r in rows(whole[2]) if (r["method"], r["init"], r["p"], r["trial"], r["pathology"]) == ("irnet", "random", "0.9", "all", "mean")
+    )
+    assert found[2][4] == f"{float(mean['iou']):.3f}"
+    assert found[1][5] == found[2][5], "p = 1 is one training for both methods"
+    weak = table(whole[2] / "table2.csv")
+    assert weak[0][:5] == ["Encoder", "Train set size", "Experts", "CAM", "IRNet"]
+    assert re.fullmatch(r"0\.\d{3} ± 0\.\d{5}", weak[1][3])
+
+
+def test_contrasts_are_paired_by_trial_and_corrected(whole: tuple[Path, StudyConfig, Path]) -> None:
+    folder = whole[2]
+    found = load(folder / "contrasts.json")
+    assert len(found) == 4 + 4 + 2, "one for each method and init where both settings are"
+    assert "Contrast that is not in this study: init: moco against chexpert" in (folder / "index.html").read_text()
+    values = {(r["method"], r["init"], r["p"], r["trial"]): float(r["iou"]) for r in rows(folder)
+              if r["pathology"] == "mean" and r["aggregation"] == "pooled" and r["trial"] != "all"}  # fmt: skip
+    first = next(c for c in found if c["first"].startswith("gradcam p=0.9 init=random") and "p=0.0" in c["second"])
+    differences = [values["gradcam", "random", "0.9", t] - values["gradcam", "random", "0.0", t] for t in "012"]
+    assert first["difference"] == pytest.approx(np.mean(differences))
+    low, high = stats.t.interval(0.95, 2, np.mean(differences), stats.sem(differences))
+    assert first["intervals"]["trials"] == pytest.approx([low, high])
+    ordered = sorted(found, key=lambda c: c["p"])
+    highest = 0.0
+    for rank, own in enumerate(ordered):
+        highest = max(highest, min(1.0, own["p"] * (len(found) - rank)))
+        assert own["holm_p"] == pytest.approx(highest)
+
+
+def test_radiologists_are_measured_as_models_and_the_gap_is_the_papers(whole: tuple[Path, StudyConfig, Path]) -> None:
+    store, config, folder = whole
+    study = graph(config)
+    opened = Store.open(str(store))
+    results = read_results(config, study, opened, opened.find_all(study.steps()))
+    names = [rival.name for rival in results.comparison.rivals]
+    assert names == ["radiologists", "semi-supervised", "weakly supervised", "fully supervised"]
+    reader, semi, weak = (rival.mean.mean for rival in results.comparison.rivals[:3])
+    assert results.comparison.gap_closed.mean == pytest.approx((semi - weak) / (reader - weak))
+    assert 0 < results.comparison.gap_closed.low < results.comparison.gap_closed.mean < results.comparison.gap_closed.high
+    counts = counts_table(list(config.data.pathologies), 0.9, 999, "Lung Lesion").to_pandas()
+    own = counts[counts.resolution == "model"].groupby("pathology")[["intersection", "predicted", "truth"]].sum()
+    iou = own.intersection / (own.predicted + own.truth - own.intersection)
+    assert reader == pytest.approx(iou[own.truth > 0].mean())
+    cells = table(folder / "radiologists.csv")
+    assert cells[1][:2] == ["Mean IoU", f"{reader:.3f}"]
+    assert cells[1][5] == f"{semi / reader - 1:+.0%}"
+
+
+def test_what_is_chosen_does_not_change_with_the_test_set(tmp_path: Path) -> None:
+    chosen = []
+    for seed in (0, 1):
+        config = config_of(tmp_path / str(seed))
+        study = fill(tmp_path / str(seed), config, test_seed=seed)
+        store = Store.open(str(tmp_path / str(seed)))
+        records = store.find_all(study.steps())
+        chosen.append({kind: (own.point, own.score) for kind, own in choose(study, records).items()})
+        iou = [r.sums["pooled"].estimate()[0] for r in read_results(config, study, store, records).points]
+        chosen[-1]["iou"] = iou[0]  # type: ignore[assignment]
+    assert chosen[0].pop("iou") != chosen[1].pop("iou"), "the test set did change"
+    assert chosen[0] == chosen[1]
+    assert list(chosen[0]) == ["semi-supervised", "fully supervised", "weakly supervised"]
+    assert chosen[0]["semi-supervised"][0].method == "gradcam"
+    assert chosen[0]["semi-supervised"][0].p == 0.9
+    assert chosen[0]["semi-supervised"][0].trial == 2, "the trial with the highest validation score"
+
+
+def test_every_number_links_to_a_record_that_is_there(whole: tuple[Path, StudyConfig, Path]) -> None:
+    folder = whole[2]
+    page = (folder / "index.html").read_text()
+    anchors = set(re.findall(r'id="([^"]+)"', page))
+    links = re.findall(r'<td[^>]*><a href="#([^"]+)">', page)
+    assert len(links) > 500
+    assert set(links) <= anchors
+    files = re.findall(r'href="(\.\./[^"]+)"', page)
+    assert len(files) >= 2 * 28
+    assert all((folder / name).resolve().is_file() for name in files)
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page, "self-contained"
+    assert "40 patients" in page
+    assert "s²/n" in page
+
+
+def test_each_figure_is_png_and_svg_with_its_data(whole: tuple[Path, StudyConfig, Path]) -> None:
+    folder = whole[2]
+    names = {path.stem for path in folder.glob("*.svg")}
+    assert names == {"figure2_iou_over_p", "figure3_initialisations", "figure5_radiologists"}
+    for name in names:
+        with Image.open(folder / f"{name}.png") as image:
+            assert min(image.size) > 400
+        data = load(folder / f"{name}.json")
+        assert {"panel", "line", "x", "iou", "low", "high"} == set(data[0])
+    panels = [row["panel"] for row in load(folder / "figure2_iou_over_p.json")]
+    assert list(dict.fromkeys(panels)) == ["(a) mean IoU", "(b) Pleural Effusion", "(c) Consolidation", "(d) Edema"]
+    bars = {(r["panel"], r["x"]) for r in load(folder / "figure3_initialisations.json")}
+    assert ("(a) fully supervised", "Random") in bars
+    assert ("(b) weakly supervised, 8 weak images", "CheXpert") in bars
+
+
+def test_identical_trials_and_a_single_one_have_no_interval_over_trials(tmp_path: Path) -> None:
+    for name, more, note in (("same", (), "identical trials"), ("one", ("sweep.trials=1",), "1 trial")):
+        config = config_of(tmp_path / name, *more)
+        write_report(config, fill(tmp_path / name, config, same=True), Store.open(str(tmp_path / name)))
+        own = [r for r in rows(tmp_path / name / "report" / "tiny") if r["trial"] == "all" and r["pathology"] == "mean"]
+        kinds = {r["interval"].split(",")[0]: r for r in own if r["aggregation"] == "pooled" and r["p"] == "0.5" and r["method"] == "gradcam"}
+        assert (kinds["trials"]["low"], kinds["trials"]["note"]) == ("", note)
+        assert (kinds["trials and patients"]["low"], kinds["trials and patients"]["note"]) == ("", note)
+        assert float(kinds["patients"]["low"]) < float(kinds["patients"]["high"]), "given the networks, patients still vary"
+        contrasts = load(tmp_path / name / "report" / "tiny" / "contrasts.json")
+        assert {c["holm_p"] for c in contrasts if "p=1.0" not in c["second"]} <= {None}
+
+
+def test_few_positive_patients_are_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chexseg_ray.report.results.FEW_PATIENTS", 1000)
+    config = config_of(tmp_path)
+    write_report(config, fill(tmp_path, config), Store.open(str(tmp_path)))
+    assert re.search(r"0\.\d{3}\*", (tmp_path / "report" / "tiny" / "table1.csv").read_text())
+
+
+def test_half_a_study_says_what_is_missing(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    study = fill(tmp_path, config, skip=4)
+    store = Store.open(str(tmp_path))
+    store.put(f"{study.points[0][1].address}/failed.json", b'{"error": "segmentation update 3: loss is nan"}')
+    write_report(config, study, store)
+    page = (tmp_path / "report" / "tiny" / "index.html").read_text()
+    assert "17 of 21 points" in page
+    assert "trial=0: segmentation update 3: loss is nan" in page
+    assert "gradcam p=0.0 init=chexpert weak_n=8: 2 trials not built" in page
+    contrast = load(tmp_path / "report" / "tiny" / "contrasts.json")[0]
+    assert contrast["note"] == "not built"
+
+
+def test_an_empty_store_and_one_without_torch_or_ray_get_their_report(tmp_path: Path, whole: tuple[Path, StudyConfig, Path]) -> None:
+    code = (
+        "import sys; from chexseg_ray.config import load_config; from chexseg_ray.build import load_study\n"
+        "from chexseg_ray.artifacts import Store; from chexseg_ray.report.page import write_report\n"
+        "config = load_config(sys.argv[1], sys.argv[2:])\n"
+        "write_report(config, load_study(config)[0], Store.open(config.store.root))\n"
+        "assert not {'ray', 'torch'} & set(sys.modules), 'imported'\n"
+    )
+    for store, words in ((tmp_path / "empty", "0 of 21 points"), (whole[0], "42 of 42 points")):
+        more = ("sweep.init=[random, chexpert]",) if store == whole[0] else ()
+        arguments = [sys.executable, "-c", code, str(TINY), f"store.root={store}", *GRID, CONTRASTS, *more]
+        done = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 0, done.stderr
+        assert words in done.stdout
+    assert "No point is built yet" in (tmp_path / "empty" / "report" / "tiny" / "index.html").read_text()
+
+
+def test_the_papers_own_numbers_stand_beside_a_run_of_the_papers_study(tmp_path: Path) -> None:
+    from chexseg_ray.config import load_config
+
+    overrides = [f"store.root={tmp_path}", "report.bootstrap_replicates=100", "data.root=/nowhere"]
+    config = load_config(REPOSITORY / "configs" / "paper.yaml", overrides)
+    write_report(config, fill(tmp_path, config), Store.open(str(tmp_path)))
+    folder = tmp_path / "report" / config.report.name
+    found = table(folder / "table1.csv")
+    columns, mean = found[0], found[1]
+    for p, value in (("p = 0, 20000 weak", "0.142"), ("p = 0.85", "0.261"), ("p = 0.9", "0.270"), ("p = 1", "0.246")):
+        name = next(c for c in columns if c.startswith(p) and c.endswith("paper"))
+        assert mean[columns.index(name)] == value
+    weak = table(folder / "table2.csv")
+    irnet = next(row for row in weak if row[0] == "resnet18-CheXpert" and row[1] == "20000")
+    assert irnet[weak[0].index("IRNet paper")] == "0.156"
+    assert "the paper's own number" in (folder / "index.html").read_text()

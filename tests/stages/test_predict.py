@@ -1,0 +1,257 @@
+"""jobs/predict.py and jobs/export.py: one's own X-rays in, CheXlocalize's format out; a model that smp alone can load."""
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco
+from report.fakes import commit, graph
+from studies import REPOSITORY, TINY, tiny
+
+from chexseg_ray.artifacts import Store
+from chexseg_ray.choice import choose
+from chexseg_ray.data.images import letterbox
+from chexseg_ray.data.normalisation import network_input
+from chexseg_ray.data.pathologies import PATHOLOGIES
+from chexseg_ray.errors import InputError
+from chexseg_ray.export import run_export
+from chexseg_ray.models import load_model
+from chexseg_ray.predict import image_id, list_images, run_predict
+from chexseg_ray.segmentation.network import build_network
+from chexseg_ray.stages.exported import export_record, open_model, read_model
+from chexseg_ray.stages.training_state import to_safetensors
+
+OPTIONS = {"output_stride": 16, "atrous_rates": [12, 24, 36]}
+THRESHOLDS = np.linspace(0.42, 0.52, 10).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with two trained points: random weights, and trial 1 better by validation."""
+    root = tmp_path_factory.mktemp("models") / "store"
+    config, opened = tiny(root), Store.open(str(root))
+    for point, evaluation in graph(config).points:
+        torch.manual_seed(point.trial)
+        network = build_network("deeplabv3plus", "resnet18", 10, OPTIONS)
+        facts = {"architecture": "deeplabv3plus", "encoder": "resnet18", **OPTIONS, "pathologies": list(PATHOLOGIES), "size": 64}
+        weights = to_safetensors(dict(network.state_dict()), {"model": json.dumps(facts | {"normalisation": "chexpert"})})
+        chosen = {n: {"threshold": float(t), "iou": None, "source": "validation"} for n, t in zip(PATHOLOGIES, THRESHOLDS, strict=True)}
+        metrics = {"thresholds": chosen, "validation_miou": 0.1 + point.trial, "history": [], "best_update": 12, "weak_ids": 8, "expert_ids": 10}
+        commit(opened, evaluation.inputs["segmentation"], {"weights.safetensors": weights}, metrics)
+    return root
+
+
+@pytest.fixture(scope="module")
+def x_rays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of X-rays as people have them: JPEG, 16-bit PNG, one in CheXpert's layout, a text file and a damaged one."""
+    folder, rng = tmp_path_factory.mktemp("x-rays"), np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (120, 90), dtype=np.uint8)).save(folder / "one.jpg")
+    Image.fromarray(rng.integers(0, 65536, (75, 200), dtype=np.uint16)).save(folder / "two.png")
+    below = folder / "patient00001" / "study1"
+    below.mkdir(parents=True)
+    Image.fromarray(rng.integers(0, 256, (64, 64), dtype=np.uint8)).save(below / "view1_frontal.jpg")
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def the_best(store: Path) -> str:
+    config = tiny(store)
+    study = graph(config)
+    opened = Store.open(str(store))
+    best = next(iter(choose(study, opened.find_all(step.inputs["segmentation"] for _, step in study.points)).values()))
+    assert best.point.trial == 1
+    return f"{store}/{best.segmentation.address}"
+
+
+def read_predictions(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    raw = json.loads((folder / "predictions.json").read_text())
+    return {i: {n: coco.decode({"size": m["size"], "counts": m["counts"].encode()}).astype(bool) for n, m in own.items()} for i, own in raw.items()}
+
+
+@pytest.fixture(scope="module")
+def predicted(store: Path, x_rays: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("predicted")
+    assert run_predict(load_model(str(TINY), [f"store.root={store}"]), [str(x_rays)], str(out)) == 0
+    return out
+
+
+def test_every_image_and_pathology_is_there_at_the_images_own_size(predicted: Path) -> None:
+    masks = read_predictions(predicted)
+    sizes = {"one": (120, 90), "two": (75, 200), "patient00001_study1_view1_frontal": (64, 64)}
+    assert masks.keys() == sizes.keys()
+    for cxr_id, own in masks.items():
+        assert list(own) == list(PATHOLOGIES)
+        assert {mask.shape for mask in own.values()} == {sizes[cxr_id]}
+        with Image.open(predicted / "overlays" / f"{cxr_id}.png") as image:
+            assert image.mode == "RGB"
+            assert min(image.size) > 200
+    card = json.loads((predicted / "model.json").read_text())
+    assert "not for clinical use" in card["notice"]
+    assert card["trained_on"]["expert_masks"] == 10
+
+
+def test_masks_areas_and_probabilities_are_the_networks(predicted: Path, store: Path, x_rays: Path) -> None:
+    network = open_model(load_model(the_best(store))).model
+    pixels = letterbox(np.asarray(Image.open(x_rays / "one.jpg")), 64)
+    with torch.no_grad():
+        scores = network(network_input(torch.tensor(pixels[None]), "chexpert")).sigmoid()[0]
+    inner = scores[:, :, 8:56]  # 120 x 90 lies in 64 x 48
+    whole = torch.nn.functional.interpolate(inner[None], size=(120, 90), mode="bilinear", align_corners=False)[0].numpy()
+    masks = read_predictions(predicted)["one"]
+    with (predicted / "areas.csv").open() as stream:
+        areas = {row["pathology"]: row for row in csv.DictReader(stream) if row["cxr_id"] == "one"}
+    for k, name in enumerate(PATHOLOGIES):
+        assert (masks[name] != (whole[k] > THRESHOLDS[k])).mean() < 1e-3
+        assert int(areas[name]["pixels"]) == masks[name].sum()
+        assert float(areas[name]["share"]) == pytest.approx(masks[name].mean(), abs=1e-6)
+        assert float(areas[name]["probability"]) == pytest.approx(float(inner[k].max()), abs=1e-4)
+
+
+def test_a_study_a_record_and_an_exported_folder_name_the_same_model(predicted: Path, store: Path, x_rays: Path, tmp_path: Path) -> None:
+    exported = tmp_path / "exported"
+    assert run_export(load_model(the_best(store)), str(exported)) == 0
+    for i, name in enumerate((the_best(store), str(exported))):
+        assert run_predict(load_model(name), [str(x_rays)], str(tmp_path / str(i))) == 0
+        assert (tmp_path / str(i) / "predictions.json").read_bytes() == (predicted / "predictions.json").read_bytes()
+
+
+def test_what_is_no_x_ray_is_rejected_by_name_and_the_rest_is_predicted(
+    store: Path, x_rays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    good = (x_rays / "one.jpg").read_bytes()
+    (tmp_path / "in" / "good.jpg").write_bytes(good)
+    (tmp_path / "in" / "cut.jpg").write_bytes(good[:300])
+    model = load_model(the_best(store))
+    assert run_predict(model, [str(tmp_path / "in")], str(tmp_path / "out")) == 3
+    assert list(read_predictions(tmp_path / "out")) == ["good"]
+    with (tmp_path / "out" / "rejects.csv").open() as stream:
+        assert [(r["cxr_id"], r["reason"]) for r in csv.DictReader(stream)] == [("cut", "undecodable")]
+    assert "rejected:" in capsys.readouterr().out
+    (tmp_path / "in" / "good.jpg").unlink()
+    with pytest.raises(InputError, match="1 of 1 files are no X-rays"):
+        run_predict(model, [str(tmp_path / "in")], str(tmp_path / "out"))
+
+
+def test_files_folders_and_csv_files_are_listed(x_rays: Path) -> None:
+    (x_rays / "list.csv").write_text("Path,Note\none.jpg,x\nCheXpert-v1.0/valid/patient1/study1/view1_frontal.jpg,y\n")
+    found = list_images([str(x_rays / "list.csv")])
+    assert found == [
+        ("one", str(x_rays / "one.jpg")),
+        ("patient1_study1_view1_frontal", str(x_rays / "valid/patient1/study1/view1_frontal.jpg")),
+    ]
+    assert [cxr_id for cxr_id, _ in list_images([str(x_rays)])] == ["one", "patient00001_study1_view1_frontal", "two"]
+    assert image_id("a b/c.d.png") == "a_b_c.d"
+    with pytest.raises(InputError, match="both have the id 'one'"):
+        list_images([str(x_rays / "one.jpg"), str(x_rays)])
+    with pytest.raises(InputError, match="is no file and no folder"):
+        list_images([str(x_rays / "none.png")])
+    (x_rays / "empty").mkdir()
+    with pytest.raises(InputError, match="has no file that ends in"):
+        list_images([str(x_rays / "empty")])
+    (x_rays / "out.csv").write_text("Path\n../secret.jpg\n")
+    with pytest.raises(InputError, match="leaves the data root"):
+        list_images([str(x_rays / "out.csv")])
+
+
+def test_a_model_that_is_none_is_named(tmp_path: Path, store: Path) -> None:
+    with pytest.raises(InputError, match=r"has no model\.json"):
+        load_model(str(tmp_path))
+    with pytest.raises(InputError, match="is no record of a segmentation network"):
+        load_model(f"{store}/segmentation/000000000000")
+    with pytest.raises(InputError, match="has no trained model with a validation score"):
+        load_model(str(TINY), [f"store.root={tmp_path / 'empty'}"])
+    (tmp_path / "model.json").write_text('{"format": "another"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="is no card of"):
+        load_model(str(tmp_path))
+    model = load_model(the_best(store))
+    with pytest.raises(InputError, match="do not go together"):
+        open_model(type(model)(model.card | {"smp": model.card["smp"] | {"classes": 3}}, model.weights))
+
+
+def test_one_x_ray_needs_neither_ray_nor_a_cluster(store: Path, x_rays: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['predict.py', *sys.argv[1:]]; sys.path.insert(0, 'jobs'); import predict\n"
+        "from chexseg_ray.command import run_tool\n"
+        "code = run_tool('', predict.run, 'predictions')\n"
+        "assert 'ray' not in sys.modules, 'imported'\n"
+        "sys.exit(code)"
+    )
+    arguments = [sys.executable, "-c", code, the_best(store), str(x_rays / "one.jpg"), f"--out={tmp_path}"]
+    done = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "not for clinical use" in done.stdout
+    assert "10 expert masks, 8 pseudo masks (gradcam)" not in done.stdout, "what the store does not know is not said"
+    assert "1 of 1 X-rays predicted" in done.stdout
+    bad = subprocess.run([*arguments[:3], "/nowhere", "x.png"], cwd=REPOSITORY, capture_output=True, text=True, timeout=100, check=False)
+    assert bad.returncode == 2
+    assert bad.stderr.startswith("error: /nowhere: has no model.json")
+
+
+@pytest.mark.ray
+def test_many_files_go_through_ray_data_to_the_same_bytes(
+    store: Path, x_rays: Path, tmp_path: Path, private_ray: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    private_ray()  # type: ignore[operator]
+    grey = np.asarray(Image.open(x_rays / "one.jpg"))
+    (tmp_path / "in").mkdir()
+    for i in range(20):
+        Image.fromarray(np.roll(grey, i, axis=0)).save(tmp_path / "in" / f"x{i:02d}.png")
+    model = load_model(the_best(store))
+    assert run_predict(model, [str(tmp_path / "in")], str(tmp_path / "loop")) == 0
+    monkeypatch.setattr("chexseg_ray.stages.files.MANY", 4)
+    assert run_predict(model, [str(tmp_path / "in")], str(tmp_path / "ray")) == 0
+    for name in ("predictions.json", "areas.csv", "overlays/x07.png"):
+        assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "loop" / name).read_bytes(), name
+
+
+def test_the_readmes_lines_load_an_exported_model_with_smp_alone(store: Path, x_rays: Path, tmp_path: Path, predicted: Path) -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    lines = re.search(r"```python\n(import json.*?)```", text, re.S)
+    assert lines is not None
+    assert len([line for line in lines.group(1).splitlines() if line]) == 10
+    assert "chexseg_ray" not in lines.group(1)
+    run_export(load_model(the_best(store)), str(tmp_path / "exported"))
+    Image.open(x_rays / "one.jpg").save(tmp_path / "xray.png")
+    code = lines.group(1) + "np.save('scores.npy', scores.numpy())\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    with (predicted / "areas.csv").open() as stream:
+        expected = [float(row["probability"]) for row in csv.DictReader(stream) if row["cxr_id"] == "one"]
+    scores = np.load(tmp_path / "scores.npy")
+    assert scores.shape == (10, 64, 64)
+    np.testing.assert_allclose(scores[:, :, 8:56].max(axis=(1, 2)), expected, atol=1e-4)
+
+
+def test_the_exported_program_and_the_safetensors_agree(store: Path, tmp_path: Path) -> None:
+    run_export(load_model(the_best(store)), str(tmp_path))
+    program = torch.export.load(io.BytesIO((tmp_path / "model.pt2").read_bytes())).module()
+    network = open_model(read_model(str(tmp_path))).model
+    for batch in (1, 4):
+        images = torch.randn(batch, 3, 64, 64)
+        with torch.no_grad():
+            torch.testing.assert_close(program(images), network(images).sigmoid(), atol=1e-5, rtol=1e-4)
+    card = json.loads((tmp_path / "model.json").read_text())
+    assert card["thresholds"] == pytest.approx(THRESHOLDS.tolist())
+    assert card["record"] in the_best(store)
+    assert (card["size"], card["normalisation"], card["pathologies"]) == (64, "chexpert", list(PATHOLOGIES))
+
+
+def test_a_model_knows_what_it_was_trained_on(store: Path) -> None:
+    opened = Store.open(str(store))
+    record = opened.find_address(f"segmentation/{the_best(store).rsplit('/', 1)[-1]}")
+    assert record is not None
+    facts = export_record(opened, record, "CC BY 4.0").card["trained_on"]
+    assert facts["licence"] == "CC BY 4.0"
+    assert (facts["expert_masks"], facts["pseudo_masks"], facts["p"]) == (10, 8, 0.5)
+    assert facts["data"] == "unknown: its manifest is not in the store"
