@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-from chexseg_ray.evaluation.bootstrap import PatientSums, mean_over_pathologies, patient_weights, pooled_sums
+from chexseg_ray.evaluation.bootstrap import PatientSums, effective_patients, mean_over_pathologies, patient_weights, pooled_sums
 from chexseg_ray.evaluation.contrasts import paired_difference
 from chexseg_ray.evaluation.intervals import combined_interval, hierarchical_interval, percentile_interval, t_interval
 
@@ -22,6 +22,7 @@ LEVEL = 0.95
 REPLICATES = 1000
 QUALITY = -0.2  # logit of the share that is found
 TRIAL_SD, PATIENT_SD, BOTH_SD = 0.15, 0.8, 0.3  # of that logit
+PREVALENCES = (0.4, 0.3, 0.25, 0.2, 0.15, 0.12, 0.08, 0.05, 0.03, 0.02)  # of the ten pathologies whose mean is taken
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ def true_iou(prevalence: float, rng: np.random.Generator) -> tuple[npt.NDArray[n
     return grid, np.array([i / (p + t - i) for i, p, t in totals])
 
 
+def _expected(grid: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> float:
+    """Over the trials' qualities."""
+    return float(np.average(values, weights=np.exp(-0.5 * ((grid - QUALITY) / TRIAL_SD) ** 2)))
+
+
 @dataclass(frozen=True)
 class Coverage:
     """Shares of simulations whose interval holds the truth, and of false findings of the paired contrast."""
@@ -75,7 +81,7 @@ def simulate(patients: int, prevalence: float, trials: int, simulations: int, se
     """Coverage of the intervals over simulated studies."""
     rng = np.random.default_rng([seed, patients, round(1000 * prevalence), trials])
     grid, values = true_iou(prevalence, rng)
-    expected = float(np.average(values, weights=np.exp(-0.5 * ((grid - QUALITY) / TRIAL_SD) ** 2)))
+    expected = _expected(grid, values)
     hits = {"patients": 0, "both": 0, "hierarchical": 0, "false": 0}
     positives = blank = 0
     for simulation in range(simulations):
@@ -84,7 +90,7 @@ def simulate(patients: int, prevalence: float, trials: int, simulations: int, se
         positives += positive
         qualities = rng.normal(QUALITY, TRIAL_SD, size=2 * trials)  # two settings that do not differ
         sums = [pooled_sums(people.counts(quality, rng), people.rows, patients) for quality in qualities]
-        together = PatientSums(np.concatenate([s.numerator for s in sums], axis=1), np.concatenate([s.denominator for s in sums], axis=1))
+        together = PatientSums(*(np.concatenate([getattr(s, part) for s in sums], axis=1) for part in ("numerator", "denominator", "truth")))
         own, weights = together.estimate(), patient_weights(patients, replicates, simulation)
         drawn = together.replicates(weights)
         first, mean = own[:trials], mean_over_pathologies(drawn[:, :trials], np.ones(trials, dtype=bool))
@@ -104,6 +110,42 @@ def simulate(patients: int, prevalence: float, trials: int, simulations: int, se
     return Coverage(positives / simulations, share["patients"], share["both"], share["hierarchical"], share["false"], blank / simulations)
 
 
+def simulate_mean(patients: int, trials: int, simulations: int, seed: int, replicates: int = REPLICATES) -> Coverage:
+    """The same of the mean over ten pathologies, whose prevalences are as different as CheXlocalize's."""
+    rng = np.random.default_rng([seed, patients, trials])
+    truths = [true_iou(prevalence, rng) for prevalence in PREVALENCES]
+    hits = {"patients": 0, "both": 0, "hierarchical": 0, "false": 0}
+    blank = few = 0
+    for simulation in range(simulations):
+        people = [Patients.draw(patients, prevalence, rng) for prevalence in PREVALENCES]
+        positive = np.array([len(np.unique(own.rows[own.truth > 0])) for own in people])
+        defined, weights = positive > 0, patient_weights(patients, replicates, simulation)
+        few += int((positive < 20).sum())
+        qualities = rng.normal(QUALITY, TRIAL_SD, size=(2 * trials, len(people)))
+        sums = [[pooled_sums(own.counts(q, rng), own.rows, patients) for own, q in zip(people, line, strict=True)] for line in qualities]
+        own = np.array([[s.estimate()[0] for s in line] for line in sums])[:, defined]
+        drawn = np.stack([np.concatenate([s.replicates(weights) for s in line], axis=1) for line in sums])[:, :, defined]
+        carried = min(float(patients), effective_patients(drawn[:trials].mean(axis=0), positive[defined]))
+        means, by_trial = own.mean(axis=1), np.stack([mean_over_pathologies(d, np.ones(d.shape[1], dtype=bool)) for d in drawn])
+        here = [float(np.interp(q, *truth)) for q, truth, there in zip(qualities[0], truths, defined, strict=True) if there]
+        over_trials = [_expected(*truth) for truth, there in zip(truths, defined, strict=True) if there]
+        one = percentile_interval(float(means[0]), by_trial[0], carried, LEVEL)
+        both = combined_interval(means[:trials].tolist(), by_trial[:trials].mean(axis=0), carried, LEVEL).interval
+        crossed = hierarchical_interval(float(means[:trials].mean()), by_trial[:trials].T, LEVEL, rng)
+        a, b = by_trial[:trials].mean(axis=0), by_trial[trials:].mean(axis=0)
+        test = paired_difference(means[:trials].tolist(), means[trials:].tolist(), a, b, carried, LEVEL)
+        if any(interval.reason for interval in (one, both, crossed, test.both.interval)):
+            blank += 1
+            continue
+        hits["patients"] += one.low <= np.mean(here) <= one.high
+        hits["both"] += both.low <= np.mean(over_trials) <= both.high
+        hits["hierarchical"] += crossed.low <= np.mean(over_trials) <= crossed.high
+        hits["false"] += test.p_value < 1 - LEVEL
+    done = max(1, simulations - blank)
+    share = {name: hit / done for name, hit in hits.items()}
+    return Coverage(few / simulations, share["patients"], share["both"], share["hierarchical"], share["false"], blank / simulations)
+
+
 def t_coverage(trials: int, simulations: int, seed: int) -> float:
     """Of Student's t over normal trials."""
     rng = np.random.default_rng([seed, trials])
@@ -118,13 +160,23 @@ def main() -> None:
     print(f"coverage in per cent at level {LEVEL:.0%}, {simulations} simulations (+- {error:.1f}), {REPLICATES} bootstrap replicates")
     for trials in (2, 3, 5, 10):
         print(f"t over {trials:2} normal trials: {100 * t_coverage(trials, 5 * simulations, 0):.1f}")
-    print("patients prevalence positive trials | patients  trials and patients  (percentile hierarchical)  false findings  blank")
+    names = "| patients  trials and patients  (percentile hierarchical)  false findings  blank"
+    print(f"one pathology\npatients prevalence positive trials {names}")
     for patients in (50, 100, 200, 500):
         for prevalence in (0.1, 0.3, 0.6):
             for trials in (3, 5):
                 c = simulate(patients, prevalence, trials, simulations, 0)
-                cells = f"{patients:8} {prevalence:10.1f} {c.positives:8.0f} {trials:6} | {100 * c.patients:8.1f}  {100 * c.both:19.1f}"
-                print(f"{cells}  {100 * c.hierarchical:25.1f}  {100 * c.false_findings:14.1f}  {100 * c.blank:5.1f}", flush=True)
+                _print(f"{patients:8} {prevalence:10.1f} {c.positives:8.0f} {trials:6}", c)
+    print(f"mean of ten pathologies\npatients of which with fewer than 20 positives, trials {names}")
+    for patients in (100, 200, 500):
+        for trials in (3, 5):
+            c = simulate_mean(patients, trials, max(200, simulations // 4), 0)
+            _print(f"{patients:8} {c.positives:19.1f} {trials:6}", c)
+
+
+def _print(start: str, c: Coverage) -> None:
+    cells = f"{100 * c.patients:8.1f}  {100 * c.both:19.1f}  {100 * c.hierarchical:25.1f}  {100 * c.false_findings:14.1f}  {100 * c.blank:5.1f}"
+    print(f"{start} | {cells}", flush=True)
 
 
 if __name__ == "__main__":

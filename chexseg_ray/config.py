@@ -344,11 +344,13 @@ class ContrastConfig(_Section):
     """A difference that is asked beforehand: one axis has the two values [first, second], the others one value each; an axis that is left out
     stands for all of its values, each a contrast of its own."""
 
-    method: OneOrMore | None = None
+    method: Literal["gradcam", "irnet"] | Methods | None = None
     p: Fraction | Annotated[tuple[Fraction, ...], Field(strict=False)] | None = None
     init: OneOrMore | None = None
     weak_n: Positive | Annotated[tuple[Positive, ...], Field(strict=False)] | None = None
-    num_expert: Positive | Annotated[tuple[Positive, ...], Field(strict=False)] | None = None
+    num_expert: Positive | NumExperts | None = None
+    architecture: OneOrMore | None = None
+    encoder: OneOrMore | None = None
 
     @model_validator(mode="after")
     def _one_pair(self) -> Self:

@@ -13,27 +13,30 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PatientSums:
-    """An estimate as sum(numerator) / sum(denominator) over patients: float64 [P, K] each; all images of a patient lie in one row."""
+    """An estimate as sum(numerator) / sum(denominator) over patients: float64 [P, K] each; all images of a patient lie in one row.
+
+    `truth` is each patient's true pixels: a set of patients without any does not define a pathology, whatever is predicted."""
 
     numerator: Floats
     denominator: Floats
+    truth: Floats
 
     def estimate(self) -> Floats:
-        """float64 [K]; NaN where the denominator is 0."""
-        return _ratio(self.numerator.sum(axis=0), self.denominator.sum(axis=0))
+        """float64 [K]; NaN where the denominator is 0 or no patient shows the pathology."""
+        return _ratio(self.numerator.sum(axis=0), self.denominator.sum(axis=0), self.truth.sum(axis=0))
 
     def replicates(self, weights: npt.NDArray[np.float32]) -> Floats:
-        """float64 [B, K] on resampled patients; NaN where a replicate's denominator is 0.
+        """float64 [B, K] on resampled patients, undefined by the same rule.
 
         Args:
             weights: [B, P], how often each replicate has each patient.
         """
-        return _ratio(weights @ self.numerator, weights @ self.denominator)
+        return _ratio(weights @ self.numerator, weights @ self.denominator, weights @ self.truth)
 
 
-def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+def _ratio(numerator: Floats, denominator: Floats, truth: Floats) -> Floats:
     out: Floats = np.full(numerator.shape, np.nan)
-    return np.divide(numerator, denominator, out=out, where=denominator > 0)
+    return np.divide(numerator, denominator, out=out, where=(denominator > 0) & (truth > 0))
 
 
 def patient_rows(patient_ids: Sequence[str]) -> tuple[npt.NDArray[np.int64], int]:
@@ -50,15 +53,17 @@ def pooled_sums(counts: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], pati
         rows: each image's patient, int64 [N].
         patients: P.
     """
-    intersection = counts[..., 0].astype(np.float64)
-    return PatientSums(_by_patient(intersection, rows, patients), _by_patient(counts[..., 1] + counts[..., 2] - intersection, rows, patients))
+    intersection, truth = counts[..., 0].astype(np.float64), counts[..., 2].astype(np.float64)
+    union = counts[..., 1] + truth - intersection
+    return PatientSums(*(_by_patient(values, rows, patients) for values in (intersection, union, truth)))
 
 
 def per_image_sums(counts: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], patients: int, true_pos_only: bool) -> PatientSums:
     """Per-image IoU by patient: the sum of its images' IoU over their number; arguments as pooled_sums and per_image_iou."""
     each = image_iou(counts, true_pos_only)
     defined = ~np.isnan(each)
-    return PatientSums(_by_patient(np.where(defined, each, 0.0), rows, patients), _by_patient(defined.astype(np.float64), rows, patients))
+    values = np.where(defined, each, 0.0), defined.astype(np.float64), counts[..., 2].astype(np.float64)
+    return PatientSums(*(_by_patient(own, rows, patients) for own in values))
 
 
 def _by_patient(values: Floats, rows: npt.NDArray[np.int64], patients: int) -> Floats:
@@ -83,3 +88,17 @@ def patient_weights(patients: int, replicates: int, seed: int) -> npt.NDArray[np
 def mean_over_pathologies(values: Floats, defined: npt.NDArray[np.bool_]) -> Floats:
     """The mean over the pathologies that the full set defines: float64 [...] of [..., K]; one that a replicate lacks is left out of it."""
     return nan_mean(np.moveaxis(values[..., defined], -1, 0))
+
+
+def effective_patients(replicates: Floats, positive: npt.NDArray[np.int64]) -> float:
+    """How many patients a mean over pathologies rests on: its degrees of freedom + 1 by Satterthwaite's formula over the pathologies' variances,
+    each with those of its own positive patients. A pathology that few patients show, and that varies much, makes them few.
+
+    Args:
+        replicates: float64 [B, K] of the defined pathologies.
+        positive: patients that show each, int64 [K].
+    """
+    variances = np.array([np.var(own[~np.isnan(own)]) if (~np.isnan(own)).any() else 0.0 for own in replicates.T])
+    if not variances.sum() > 0:
+        return float(positive.max(initial=0))
+    return float(variances.sum() ** 2 / (variances**2 / np.maximum(positive - 1, 1)).sum()) + 1

@@ -1,10 +1,12 @@
 """Differences between two settings on the same test images: intervals, p-values of those named beforehand, and what would separate them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import nct
+import numpy as np
+from scipy.stats import chi2, norm
+from scipy.stats import t as student
 
 from chexseg_ray.evaluation.intervals import (
     Combined,
@@ -18,6 +20,7 @@ from chexseg_ray.evaluation.intervals import (
 )
 
 _MOST = 1000  # trials that anyone might run
+_MIDDLES = (np.arange(200) + 0.5) / 200  # of equally likely classes
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Difference:
 
 
 def paired_difference(
-    first: Sequence[float], second: Sequence[float], first_replicates: Floats, second_replicates: Floats, patients: int, level: float
+    first: Sequence[float], second: Sequence[float], first_replicates: Floats, second_replicates: Floats, patients: float, level: float
 ) -> Difference:
     """The difference of two settings' means. Interval and p-value over trials and patients are Cochran and Cox's, which find no more than
     1 - level of differences that are none (benchmarks/coverage.py).
@@ -41,7 +44,7 @@ def paired_difference(
         second: the other setting's.
         first_replicates: float64 [B], the mean over the trials on resampled patients.
         second_replicates: the other setting's, on the same resampled patients.
-        patients: how many the estimate is about.
+        patients: how many the estimate rests on.
         level: coverage in (0, 1).
 
     Raises:
@@ -66,27 +69,28 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return out
 
 
-def power(difference: float, trial_variance: float, patient_variance: float, trials: int, patients: int, level: float) -> float:
-    """The chance that the combined test finds a true difference (noncentral t, Satterthwaite's degrees of freedom).
+def power(difference: float, trial_variance: float, patient_variance: float, trials: int, patient_df: float, level: float) -> float:
+    """The chance that the combined test finds a true difference: over both variances' own distributions (chi-squared), as the test estimates them.
 
     Args:
         difference: the true one.
         trial_variance: between trials, of one trial's difference.
-        patient_variance: of the difference when patients are drawn anew, at this number of patients.
+        patient_variance: of the difference when patients are drawn anew.
         trials: n, at least 2.
-        patients: that the difference is about, at least 2.
+        patient_df: degrees of freedom of the patients' variance.
         level: 1 - the test's significance level.
     """
-    variances, dfs = (trial_variance / trials, patient_variance), (trials - 1, patients - 1)
-    if sum(variances) == 0:
+    deviation = math.sqrt(trial_variance / trials + patient_variance)
+    if deviation == 0:
         return 1.0 if difference else 1 - level
-    df = sum(variances) ** 2 / sum(v * v / df for v, df in zip(variances, dfs, strict=True))
-    shift = abs(difference) / math.sqrt(sum(variances))
-    found = float(nct.sf(cochran_cox_t(level, variances, dfs), df, shift))
-    return 1.0 if math.isnan(found) else found  # scipy gives NaN where the shift is too large to tell from certainty
+    t1, t2 = (float(student.ppf(0.5 + level / 2, df)) for df in (trials - 1, patient_df))
+    v1 = trial_variance / trials * chi2.ppf(_MIDDLES, trials - 1)[:, None] / (trials - 1)
+    v2 = patient_variance * chi2.ppf(_MIDDLES[::4], patient_df)[None, :] / patient_df
+    half = (v1 * t1 + v2 * t2) / np.sqrt(v1 + v2)  # Cochran and Cox's interval
+    return float(np.mean(norm.sf((half - difference) / deviation) + norm.sf((half + difference) / deviation)))
 
 
-def trials_needed(both: Combined, patients: int, level: float, wanted: float = 0.8) -> int | None:
+def trials_needed(both: Combined, level: float, wanted: float = 0.8) -> int | None:
     """The smallest number of trials, on these patients, with which a true difference of the observed size is found with probability
     `wanted`; None when no number up to 1000 does, as the patients' variance stays."""
     mean, n = both.interval.mean, both.interval.n
@@ -94,28 +98,27 @@ def trials_needed(both: Combined, patients: int, level: float, wanted: float = 0
         return None
 
     def enough(trials: int) -> bool:
-        return power(mean, both.trial_variance * n, both.patient_variance, trials, patients, level) >= wanted
+        return power(mean, both.trial_variance * n, both.patient_variance, trials, both.dfs[1], level) >= wanted
 
-    return _smallest(enough, 2, _MOST)
+    return next((trials for trials in _steps(2, _MOST) if enough(trials)), None)
 
 
 def patients_needed(both: Combined, patients: int, level: float, wanted: float = 0.8) -> int | None:
-    """The same for patients, with these trials, when the patients' variance falls as 1 / P; None when not even 1000 times as many do."""
+    """The same for patients of the test set, with these trials, when the patients' variance falls as 1 / P: not below the present number; None
+    when not even 1000 times as many do."""
     mean, n = both.interval.mean, both.interval.n
     if both.interval.reason or not mean:
         return None
 
     def enough(number: int) -> bool:
-        return power(mean, both.trial_variance * n, both.patient_variance * patients / number, n, number, level) >= wanted
+        more = number / patients
+        return power(mean, both.trial_variance * n, both.patient_variance / more, n, both.dfs[1] * more, level) >= wanted
 
-    return _smallest(enough, 2, _MOST * patients)
+    return next((number for number in _steps(patients, _MOST * patients) if enough(number)), None)
 
 
-def _smallest(enough: Callable[[int], bool], low: int, high: int) -> int | None:
-    """By bisection, as power grows with the number."""
-    if not enough(high):
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle + 1, high)
-    return low
+def _steps(first: int, last: int) -> Iterator[int]:
+    """Numbers upward, each or 2 % apart: power need not grow with the patients where 2 trials alone are left to vary."""
+    while first <= last:
+        yield first
+        first = max(first + 1, round(1.02 * first))

@@ -38,7 +38,8 @@ def spread(values: Sequence[float]) -> tuple[list[float], str]:
     """The defined values, and why they have no spread between trials; empty when they have one."""
     defined = [v for v in values if not math.isnan(v)]
     if len(defined) < 2:
-        return defined, "undefined" if len(values) and not defined else f"{len(defined)} trial{'s' if len(defined) != 1 else ''}"
+        lacking = f"defined in {len(defined)} of {len(values)} trials" if defined else "undefined"
+        return defined, lacking if len(values) > len(defined) else f"{len(defined)} trial{'s' if len(defined) != 1 else ''}"
     return defined, "identical trials" if len(set(defined)) == 1 else ""
 
 
@@ -58,7 +59,7 @@ def t_interval(values: Sequence[float], level: float) -> Interval:
     return Interval(mean, mean - half, mean + half, n, "")
 
 
-def percentile_interval(mean: float, replicates: Floats, patients: int, level: float) -> Interval:
+def percentile_interval(mean: float, replicates: Floats, patients: float, level: float) -> Interval:
     """Percentile interval of a patient bootstrap; conditional on the trained networks.
 
     The tails are those of the normal quantile enlarged to Student's t and by n / (n - 1) (Hesterberg 2015, "expanded percentile"), as a
@@ -67,22 +68,22 @@ def percentile_interval(mean: float, replicates: Floats, patients: int, level: f
     Args:
         mean: the estimate on the test set itself.
         replicates: float64 [B] of the same estimate on resampled patients; NaN where it is undefined.
-        patients: how many the estimate is about: those that show the pathology.
+        patients: how many the estimate rests on: those that show the pathology, or effective_patients() of a mean.
         level: coverage in (0, 1).
     """
     defined = replicates[~np.isnan(replicates)]
     if math.isnan(mean) or not len(defined):
-        return undefined(mean, patients, "undefined")
+        return undefined(mean, int(patients), "undefined")
     if patients < 2:
-        return undefined(mean, patients, f"{patients} patient{'s' if patients != 1 else ''}")
+        return undefined(mean, int(patients), f"{int(patients)} patient{'s' if int(patients) != 1 else ''}")
     tail = expanded_tail(level, patients)
     low, high = np.quantile(defined, [tail, 1 - tail])
     if low == high:
-        return undefined(mean, patients, "identical patients")
-    return Interval(mean, float(low), float(high), patients, "")
+        return undefined(mean, int(patients), "identical patients")
+    return Interval(mean, float(low), float(high), int(patients), "")
 
 
-def expanded_tail(level: float, n: int) -> float:
+def expanded_tail(level: float, n: float) -> float:
     """The share of replicates below an expanded percentile interval: Phi(-sqrt(n / (n - 1)) t), below (1 - level) / 2."""
     from scipy.stats import norm
 
@@ -99,7 +100,7 @@ class Combined:
     interval: Interval
     trial_variance: float
     patient_variance: float
-    dfs: tuple[int, int]
+    dfs: tuple[float, float]
 
     @property
     def variances(self) -> tuple[float, float]:
@@ -123,7 +124,7 @@ def cochran_cox_t(level: float, variances: Sequence[float], dfs: Sequence[float]
     return sum(v * t for v, t in zip(variances, own, strict=True)) / sum(variances)
 
 
-def combined_interval(values: Sequence[float], replicates: Floats, patients: int, level: float, quantile: Quantile = satterthwaite_t) -> Combined:
+def combined_interval(values: Sequence[float], replicates: Floats, patients: float, level: float, quantile: Quantile = satterthwaite_t) -> Combined:
     """Trials and patients drawn anew: s^2 / n + bootstrap variance, and a t quantile for the sum.
 
     Conditional on what the trials share (expert masks, classifier, IRNet, encoders). The percentile bootstrap over trials and patients
@@ -132,7 +133,7 @@ def combined_interval(values: Sequence[float], replicates: Floats, patients: int
     Args:
         values: one a trial; NaN trials are left out.
         replicates: float64 [B], the mean over those trials on resampled patients.
-        patients: how many the estimate is about, n - 1 of them degrees of freedom.
+        patients: how many the estimate rests on, one less is the degrees of freedom.
         level: coverage in (0, 1).
         quantile: of the sum of variances.
     """
@@ -144,7 +145,7 @@ def combined_interval(values: Sequence[float], replicates: Floats, patients: int
     trial_variance = float(np.var(defined, ddof=1)) / n if n > 1 else math.nan
     dfs = n - 1, patients - 1
     if not reason and patients < 2:
-        reason = f"{patients} patient{'s' if patients != 1 else ''}"
+        reason = f"{int(patients)} patient{'s' if int(patients) != 1 else ''}"
     if not reason and math.isnan(patient_variance):
         reason = "undefined"
     if reason:

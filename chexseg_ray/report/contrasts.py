@@ -7,10 +7,10 @@ from itertools import product
 
 from chexseg_ray.config import ContrastConfig, StudyConfig
 from chexseg_ray.evaluation.contrasts import Difference, holm, paired_difference, patients_needed, trials_needed
-from chexseg_ray.pipeline import SweepPoint
+from chexseg_ray.pipeline import PAPER_NETWORK, SweepPoint
 from chexseg_ray.report.results import SettingResult, TestSet
 
-AXES = ("method", "p", "init", "weak_n", "num_expert")
+AXES = ("method", "p", "init", "weak_n", "num_expert", "architecture", "encoder")
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class ContrastResult:
     def shared(self) -> str:
         """What both have in common: method and weak set are the first's where p = 1 has none."""
         own = self.first if self.first.p < 1 else self.second
-        words = [_named(name, own) for name in AXES if name != self.axis and getattr(own, name)]
-        words += ["p = 0"] if self.axis != "p" and own.p == 0 else []
-        return ", ".join(words)
+        network = () if (own.architecture, own.encoder) == PAPER_NETWORK else ("architecture", "encoder")
+        names = ("method", "p", "init", "weak_n", "num_expert", *network)
+        return ", ".join(_named(name, own) for name in names if name != self.axis and (name == "p" or getattr(own, name)))
 
     def label(self) -> str:
         """One line for people."""
@@ -61,13 +61,14 @@ def _follows(name: str, own: "ContrastResult") -> bool:
 def contrast_results(config: StudyConfig, settings: Sequence[SettingResult], test: TestSet | None) -> tuple[list[ContrastResult], list[str]]:
     """Every contrast of the config, in its order, and in words those that the study has no settings for."""
     known = {result.setting: result for result in settings}
-    pairs: dict[tuple[SweepPoint, SweepPoint], None] = {}
+    pairs: dict[frozenset[SweepPoint], tuple[SweepPoint, SweepPoint]] = {}
     lacking = []
     for asked in config.report.contrasts:
         own = list(_pairs(asked, config, known))
-        pairs |= dict.fromkeys(own)
+        for pair in own:
+            pairs.setdefault(frozenset(pair), pair)  # the same two the other way round are one test
         lacking += [] if own else [", ".join(f"{name}: {_words(value)}" for name, value in asked if value is not None)]
-    results = [_contrast(known[a], known[b], test, config.report.interval_level) for a, b in pairs]
+    results = [_contrast(known[a], known[b], test, config.report.interval_level) for a, b in pairs.values()]
     corrected = holm([result.difference.p_value if result.difference else math.nan for result in results])
     return [replace(result, holm_p=p) for result, p in zip(results, corrected, strict=True)], lacking
 
@@ -78,29 +79,25 @@ def _words(value: object) -> str:
 
 def _pairs(asked: ContrastConfig, config: StudyConfig, known: Mapping[SweepPoint, SettingResult]) -> Iterator[tuple[SweepPoint, SweepPoint]]:
     """The settings of the study that differ as asked, at every combination of the axes that are left out."""
-    segmentation = config.segmentation
-    values = {name: [getattr(asked, name)] if getattr(asked, name) is not None else config.sweep.every(name) for name in AXES if name != asked.axis}
-    names = list(values)
-    for architecture, encoder, *combination in product(segmentation.architectures, segmentation.encoders, *values.values()):
-        fixed = dict(zip(names, combination, strict=True))
-        both = []
-        for value in getattr(asked, asked.axis):
-            own = fixed | {asked.axis: value}
-            both.append(SweepPoint(**own, architecture=architecture, encoder=encoder, trial=-1).canonical())
-        if both[0] in known and both[1] in known and both[0] != both[1]:
-            yield both[0], both[1]
+    every = {"architecture": config.segmentation.architectures, "encoder": config.segmentation.encoders}
+    values = {name: [value] if (value := getattr(asked, name)) is not None else every.get(name) or config.sweep.every(name) for name in AXES}
+    del values[asked.axis]
+    for combination in product(*values.values()):
+        fixed = dict(zip(values, combination, strict=True))
+        first, second = (SweepPoint(**fixed, **{asked.axis: value}, trial=-1).canonical() for value in getattr(asked, asked.axis))
+        if first in known and second in known and first != second:
+            yield first, second
 
 
 def _contrast(first: SettingResult, second: SettingResult, test: TestSet | None, level: float) -> ContrastResult:
     values = [own.values("pooled") for own in (first, second)]
-    shared = sorted(values[0].keys() & values[1].keys())
+    shared, planned = sorted(values[0].keys() & values[1].keys()), min(first.planned, second.planned)
     blank = ContrastResult(first.setting, second.setting, len(shared), None, math.nan, None, None, "")
-    if test is None or not shared:
-        return replace(blank, reason="not built")
-    if len(shared) < max(map(len, values)):
-        return replace(blank, reason=f"{len(values[0])} and {len(values[1])} trials are built: both settings need the same ones")
+    if test is None or len(shared) < planned:
+        return replace(blank, reason=f"{len(shared)} of {planned} trials" if shared else "not built")
     a, b = ([own[trial] for trial in shared] for own in values)
-    difference = paired_difference(a, b, first.replicates["pooled"], second.replicates["pooled"], test.patients, level)
-    trials, patients = (how(difference.both, test.patients, level) for how in (trials_needed, patients_needed))
+    drawn, other = (own.mean_replicates(shared) for own in (first, second))
+    difference = paired_difference(a, b, drawn, other, min(first.effective, second.effective), level)
+    trials, patients = trials_needed(difference.both, level), patients_needed(difference.both, test.patients, level)
     reason = difference.both.interval.reason
     return replace(blank, difference=difference, trials_needed=trials, patients_needed=patients, reason=reason)

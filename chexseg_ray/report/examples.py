@@ -73,8 +73,8 @@ def _pixels(store: Store, record: Record, images: Step, cxr_id: str) -> npt.NDAr
     raise AssertionError(cxr_id)
 
 
-def draw_examples(rows: Sequence[Example], pathologies: Sequence[str]) -> dict[str, bytes]:
-    """The rows as PNG and SVG: X-ray, truth, each model."""
+def draw_examples(rows: Sequence[Example], pathologies: Sequence[str], names: Mapping[str, str]) -> dict[str, bytes]:
+    """The rows as PNG and SVG: X-ray, truth, each model with what `names` calls it."""
     from matplotlib import pyplot as plt
 
     columns = ["X-ray", *rows[0].masks]
@@ -88,6 +88,6 @@ def draw_examples(rows: Sequence[Example], pathologies: Sequence[str]) -> dict[s
             ax.imshow(overlay(example.grey, shown, 1), interpolation="nearest")
             ax.set_xticks([])
             ax.set_yticks([])
-            ax.set_title(column if column == "X-ray" else f"{column}", fontsize=9)
+            ax.set_title("\n".join([column, *([names[column]] if column in names else [])]), fontsize=8)
         line[0].set_ylabel(example.pathology, fontsize=9)
     return figure_bytes(drawn)

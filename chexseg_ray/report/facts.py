@@ -61,7 +61,7 @@ def overlap_words(study: Study, store: Store, records: Mapping[str, Record]) -> 
     trials: dict[tuple[str, int, int], set[int]] = {}
     for point, evaluation in study.points:
         masks = evaluation.inputs["segmentation"].inputs.get("pseudo_masks")
-        if masks is not None and masks.address in records:
+        if masks is not None and masks.address in records and evaluation.address in records:
             key = records[masks.address].inputs["manifest"], evaluation.inputs["segmentation"].config["sweep_seed"], point.weak_n
             trials.setdefault(key, set()).add(point.trial)
     accepted: dict[str, list[str]] = {}

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from chexseg_ray.pipeline import SweepPoint
-from chexseg_ray.report.paper_tables import INITS, METHODS
-from chexseg_ray.report.readers import Comparison
+from chexseg_ray.report.paper_tables import METHODS, init_name, network_words
+from chexseg_ray.report.readers import READER, Comparison
 from chexseg_ray.report.results import Estimate, SettingResult
 
-_WORDS = {"p": "p = {:g}", "weak_n": "{} weak", "num_expert": "{} experts", "architecture": "{}", "encoder": "{}"}
+_WORDS = {"weak_n": "{} weak", "num_expert": "{} experts", "architecture": "{}", "encoder": "{}"}
 # Okabe and Ito's colours, distinct for the colour-blind
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _PANELS = ("Pleural Effusion", "Consolidation", "Edema")  # of Figure 2, b to d
@@ -57,7 +57,8 @@ def figures(pathologies: Sequence[str], settings: Sequence[SettingResult], compa
             rival.name: [(task, *_ends(rival.mean if task == "mean" else rival.pathologies[pathologies.index(task)])) for task in tasks]
             for rival in comparison.rivals
         }
-        out.append(Figure("figure5_radiologists", "Figure 5: radiologists and models", "", {"": bars}, bars=True))
+        title = "Figure 5: radiologists and models" if comparison.rivals[0].name == READER else "Figure 5: the best of each kind (no radiologists)"
+        out.append(Figure("figure5_radiologists", title, "", {"": bars}, bars=True))
     if budget := budget_curves(settings):
         label = "expert masks that training and tuning may use (validation masks come on top)"
         out.append(Figure("miou_over_num_expert", "What the next expert mask is worth", label, {"mean IoU": budget}))
@@ -109,7 +110,12 @@ def _labelled(lines: dict[SweepPoint, list[SettingResult]], axis: str, pathology
     telling = [name for name in fields if name != axis and len({getattr(key, name) for key in lines}) > 1]
     out = {}
     for key, line in lines.items():
-        words = [METHODS.get(key.method or "", "expert"), key.init, *(_WORDS[name].format(getattr(key, name)) for name in telling)]
+        words = [
+            METHODS.get(key.method or "", "expert"),
+            init_name(key.init),
+            *(_WORDS[name].format(getattr(key, name) or "all") for name in telling if name != "p"),
+        ]
+        words += [f"p = {key.p:g}"] if "p" in telling else []
         out[", ".join(words)] = sorted((float(getattr(r.setting, axis)), *_ends(_estimate(r, pathology))) for r in line)
     return out
 
@@ -124,8 +130,8 @@ def _init_bars(settings: Sequence[SettingResult]) -> dict[str, Curves]:
         if len({r.setting.init for r in own if r.setting.p == s.p}) < 2 or (s.p == 0 and s.weak_n != largest):
             continue
         title = "(a) fully supervised" if s.p == 1 else f"(b) weakly supervised, {largest} weak images"
-        name = ("expert masks" if s.method is None else METHODS[s.method]) + (f", {s.num_expert} experts" if s.num_expert else "")
-        panels.setdefault(title, {}).setdefault(name, []).append((INITS.get(s.init, s.init), *_ends(result.mean["pooled"])))
+        words = ["expert masks" if s.method is None else METHODS[s.method], *([f"{s.num_expert} experts"] if s.num_expert else []), *network_words(s)]
+        panels.setdefault(title, {}).setdefault(", ".join(words), []).append((init_name(s.init), *_ends(result.mean["pooled"])))
     return dict(sorted(panels.items()))
 
 
@@ -147,7 +153,9 @@ def draw(figure: Figure, level: float) -> dict[str, bytes]:
         ax.grid(alpha=0.3, axis="y")
     for ax in list(axes.flat)[count:]:
         ax.axis("off")
-    legend = f"{level:.0%} intervals over trials and patients"
+    legend = f"{100 * level:g} % intervals over trials and patients" + (
+        "\n(radiologists: over patients)" if READER in figure.panels.get("", {}) else ""
+    )
     if axes.flat[0].get_legend_handles_labels()[0]:
         axes.flat[0].legend(frameon=False, fontsize=8, title=legend, title_fontsize=8)
     return figure_bytes(drawn)
@@ -173,7 +181,7 @@ def _bars(mean: float, low: float, high: float) -> tuple[float, float]:
 
 
 def _draw_lines(ax: Any, lines: Mapping[str, Sequence[Ends]]) -> None:
-    width = max((x for line in lines.values() for x, *_ in line), default=1.0)
+    width = max((x for line in lines.values() for x, *_ in line), default=0.0) or 1.0
     for i, (label, line) in enumerate(lines.items()):
         aside = 0.008 * width * (i - (len(lines) - 1) / 2)  # so that no bar hides another
         both = [_bars(mean, low, high) for _, mean, low, high in line]

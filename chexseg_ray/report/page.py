@@ -11,13 +11,14 @@ from typing import Any
 from chexseg_ray.artifacts import Record, Store
 from chexseg_ray.choice import Chosen, choose
 from chexseg_ray.config import StudyConfig
-from chexseg_ray.pipeline import Study, SweepPoint
+from chexseg_ray.pipeline import Study, SweepPoint, prediction
 from chexseg_ray.progress import say
 from chexseg_ray.report.contrasts import ContrastResult, contrast_results
 from chexseg_ray.report.examples import draw_examples, examples
 from chexseg_ray.report.facts import failures, licence_note, making_facts, overlap_words, reject_rows, split_rows
 from chexseg_ray.report.figures import draw, figures
-from chexseg_ray.report.paper import is_paper
+from chexseg_ray.report.paper import CAUTION, is_paper
+from chexseg_ray.report.paper import gap_words as paper_gap
 from chexseg_ray.report.paper_tables import Table, table_1, table_2
 from chexseg_ray.report.readers import Comparison, compare, reader_table
 from chexseg_ray.report.results import (
@@ -41,7 +42,7 @@ _TEXT = {
     "Undefined (a dash) where the test set's truth has no pixel, and left out of the mean.",
     "per_image": "The ratio of each image at its original resolution, then the mean over images where prediction or truth is not empty.",
     "per_image_true_pos_only": "CheXlocalize's default: also without images where either prediction or truth is empty, so that "
-    "missed findings do not count.",
+    "missed findings do not count. A trial's mean is over the pathologies that it defines.",
 }
 
 
@@ -71,7 +72,7 @@ def write_report(config: StudyConfig, study: Study, store: Store, unchanged: boo
     """
     folder = f"report/{config.report.name}"
     records = store.find_all(study.steps())
-    made_of = _made_of(config, records)
+    made_of = _made_of(config, study, store, records)
     if not (unchanged and _there(store, folder, made_of)):
         store.delete(f"{folder}/{_MADE_OF}")
         _write(config, study, store, records, folder)
@@ -81,13 +82,14 @@ def write_report(config: StudyConfig, study: Study, store: Store, unchanged: boo
     say(f"{built} of {len(study.points)} points; report: {store.shown(folder)}/index.html")
 
 
-def _made_of(config: StudyConfig, records: Mapping[str, Record]) -> bytes:
-    """What a report depends on: the records by attempt, the config's words, the code of this room."""
+def _made_of(config: StudyConfig, study: Study, store: Store, records: Mapping[str, Record]) -> bytes:
+    """What a report depends on: the records by attempt, those of the chosen models' predictions too, the config's words, the code of this room."""
     package = Path(__file__).parent.parent
     sources = [path for room in ("report", "evaluation", "data") for path in sorted((package / room).glob("*.*")) if path.is_file()]
     sources += [package / "choice.py", package / "segmentation" / "mixing.py"]
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    attempts = {address: record.attempt for address, record in records.items()}
+    predictions = store.find_all(prediction(own.evaluation) for own in choose(study, records).values())
+    attempts = {address: record.attempt for address, record in {**records, **predictions}.items()}
     facts = {"code": code, "config": config.model_dump(mode="json", exclude={"compute"}), "records": attempts}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest().encode()
 
@@ -114,7 +116,7 @@ def read_results(config: StudyConfig, study: Study, store: Store, records: Mappi
     comparison = compare(reader, chosen, settings, test, level, links)
     contrasts, lacking = contrast_results(config, settings, test)
     tables = [*table_1(config, settings, links), *table_2(config, settings, links), *reader_table(config, comparison)]
-    tables += contrast_table(contrasts, links)
+    tables += contrast_table(contrasts, links, test.patients if test else 0)
     return Results(points, settings, test, chosen, comparison, contrasts, lacking, tables, links)
 
 
@@ -132,12 +134,12 @@ def _write(config: StudyConfig, study: Study, store: Store, records: Mapping[str
         files[f"{figure.name}.json"] = _json(figure.data())
         pictures.append((figure.title, base64.b64encode(drawn["png"]).decode()))
     if rows := examples(study, store, records, results.chosen, pathologies):
-        drawn = draw_examples(rows, pathologies)
+        drawn = draw_examples(rows, pathologies, {kind: own.point.label for kind, own in results.chosen.items()})
         files |= {f"{_EXAMPLES}.{kind}": content for kind, content in drawn.items()}
         models = {kind: own.evaluation.inputs["segmentation"].address for kind, own in results.chosen.items()}
         files[f"{_EXAMPLES}.json"] = _json([line for row in rows for line in row.data(models)])
         pictures.append(("Figure 4: truth and chosen models, on the positive test image of median size", base64.b64encode(drawn["png"]).decode()))
-    names, main = header(pathologies), main_rows(results.settings, "pooled")
+    names, main = header(pathologies), main_rows(results.settings, "pooled", len(pathologies))
     for table in results.tables:
         files |= {f"{table.name}.csv": table.csv(), f"{table.name}.md": table.markdown().encode()}
     files |= {
@@ -197,18 +199,12 @@ def _page(
         pictures=pictures,
         tables=results.tables,
         paper=is_paper(config),
-        gap=gap_words(results.comparison, level),
+        gap=gap_words(results.comparison, level) + paper_gap(config),
+        caution=CAUTION,
         lacking=results.lacking,
         chosen=chosen_rows(results.chosen, results.settings, results.links),
         names=header(config.data.pathologies),
-        everything=[
-            {
-                "title": f"All settings: IoU, {name.replace('_', ' ')}",
-                "text": text,
-                "rows": [(results.links[s.setting], row) for s, row in zip(results.settings, main_rows(results.settings, name), strict=True)],
-            }
-            for name, text in _TEXT.items()
-        ],
+        everything=[_everything(results, name, text, len(config.data.pathologies)) for name, text in _TEXT.items()],
         few=FEW_PATIENTS,
         test=results.test,
         positive=[] if results.test is None else list(zip(config.data.pathologies, results.test.positive.tolist(), strict=True)),
@@ -217,12 +213,23 @@ def _page(
         splits=split_rows(study, records, config.data.pathologies),
         facts=making_facts(config, study, records),
         root=store.root,
-        settings=[(results.links[s.setting], [_record_row(own) for own in s.points]) for s in results.settings if s.points],
+        settings=[(results.links[s.setting], _record_rows(s)) for s in results.settings],
         benchmark=benchmark.address if benchmark else None,
     )
 
 
-def _record_row(result: PointResult) -> list[str]:
-    mean = mean_of_defined(result.iou["pooled"])
-    segmentation = f"segmentation/{result.record.inputs['segmentation']}"
-    return [result.point.label, result.record.address, segmentation, number(mean, 4), f"{result.record.run['seconds']:.1f}"]
+def _everything(results: Results, aggregation: str, text: str, count: int) -> dict[str, Any]:
+    """The table of all settings in one aggregation, each row with its anchor."""
+    rows = main_rows(results.settings, aggregation, count)
+    links = [results.links[own.setting] for own in results.settings]
+    return {"title": f"All settings: IoU, {aggregation.replace('_', ' ')}", "text": text, "rows": list(zip(links, rows, strict=True))}
+
+
+def _record_rows(setting: SettingResult) -> list[list[str]]:
+    """Point, counts, weights, mIoU and seconds of each built trial."""
+    rows = []
+    for own in setting.points:
+        mean = mean_of_defined(own.iou["pooled"])
+        segmentation = f"segmentation/{own.record.inputs['segmentation']}"
+        rows.append([own.point.label, own.record.address, segmentation, number(mean, 4), f"{own.record.run['seconds']:.1f}"])
+    return rows or [[f"{setting.setting.label}: not built", "", "", "–", ""]]

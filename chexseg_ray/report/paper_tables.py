@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from chexseg_ray.config import StudyConfig
-from chexseg_ray.pipeline import SweepPoint
-from chexseg_ray.report.paper import paper_value
+from chexseg_ray.pipeline import PAPER_NETWORK, SweepPoint
+from chexseg_ray.report.paper import table_1_value, table_2_value
 from chexseg_ray.report.results import Estimate, SettingResult
 from chexseg_ray.report.tables import ends, number
 
@@ -82,9 +82,9 @@ def table_1(config: StudyConfig, settings: Sequence[SettingResult], links: Links
             for method in methods:
                 cells = [_value(config, found.get((method if p < 1 else None, p, n)), task, links) for p, n in columns]
                 rows.append((Cell("Mean IoU" if task == "mean" else task), Cell(METHODS[method]), *cells))
-        words = [INITS.get(key.init, key.init), *([f"{key.num_expert} experts"] if key.num_expert else [])]
+        words = [init_name(key.init), *([f"{key.num_expert} experts"] if key.num_expert else []), *network_words(key)]
         title = "Table 1: semi-supervised segmentation" + (f", {', '.join(words)}" if len(slices) > 1 else "")
-        text = f"Pooled IoU, encoder {INITS.get(key.init, key.init)}, {key.architecture} on {key.encoder}; intervals over trials and patients."
+        text = f"Pooled IoU, encoder {init_name(key.init)}, {key.architecture} on {key.encoder}; intervals over trials and patients."
         tables.append(Table(f"table1{'' if not place else f'_{place + 1}'}", title, text, ("Task", "Method", *names), 2, tuple(rows)))
     return tables
 
@@ -99,8 +99,28 @@ def _value(config: StudyConfig, result: SettingResult | None, task: str, links: 
     if not result.points:
         return Cell("–", "not built")
     own = result.mean["pooled"] if task == "mean" else result.pathologies["pooled"][config.data.pathologies.index(task)]
-    paper = paper_value(config, result.setting, task)
-    return Cell(number(own.mean) + ("*" if own.few else ""), ends(own.shown), links[result.setting], "" if paper is None else f"{paper:.3f}")
+    paper = table_1_value(config, result.setting, task)
+    return Cell(marked(own), partial_words(result) + ends(own.shown), links[result.setting], paper)
+
+
+def marked(own: Estimate) -> str:
+    """The mean, with * where few patients carry it."""
+    return number(own.mean) + ("*" if own.few else "")
+
+
+def partial_words(result: SettingResult) -> str:
+    """Says when only some of a setting's trials are built."""
+    return "" if result.trials == result.planned else f"{result.trials} of {result.planned} trials: "
+
+
+def init_name(init: str) -> str:
+    """An initialisation as the paper calls it; a file by its name."""
+    return INITS.get(init, init.rstrip("/").rpartition("/")[2])
+
+
+def network_words(setting: SweepPoint) -> list[str]:
+    """Architecture and encoder where they are not the paper's."""
+    return [] if (setting.architecture, setting.encoder) == PAPER_NETWORK else [f"{setting.architecture}/{setting.encoder}"]
 
 
 def table_2(config: StudyConfig, settings: Sequence[SettingResult], links: Links) -> list[Table]:
@@ -110,10 +130,12 @@ def table_2(config: StudyConfig, settings: Sequence[SettingResult], links: Links
         return []
     methods = list(dict.fromkeys(str(s.setting.method) for s in own))
     rows = []
-    for key in dict.fromkeys(replace(s.setting, method=None) for s in own):
+    order = [*INITS]
+    keys = dict.fromkeys(replace(s.setting, method=None) for s in own)
+    for key in sorted(keys, key=lambda k: (k.architecture, k.encoder, order.index(k.init) if k.init in order else len(order), k.init, k.weak_n)):
         found = {s.setting.method: s for s in own if replace(s.setting, method=None) == key}
-        network = "" if len({(s.setting.architecture, s.setting.encoder) for s in own}) == 1 else f" {key.architecture}"
-        names = Cell(f"{key.encoder}-{INITS.get(key.init, key.init)}{network}"), Cell(str(key.weak_n)), Cell(str(key.num_expert or "all"))
+        encoder = f"{key.encoder}-{init_name(key.init)}" + (f", {key.architecture}" if key.architecture != PAPER_NETWORK[0] else "")
+        names = Cell(encoder), Cell(str(key.weak_n)), Cell(str(key.num_expert or "all"))
         rows.append((*names, *(_plus_minus(config, found.get(method), links) for method in methods)))
     text = "Pooled mIoU at p = 0, ± half of Student's t interval over trials, as the paper prints it. Experts: masks that thresholds were tuned on."
     names_ = ("Encoder", "Train set size", "Experts", *(METHODS[method] for method in methods))
@@ -125,11 +147,11 @@ def _plus_minus(config: StudyConfig, result: SettingResult | None, links: Links)
         return Cell("")
     if not result.points:
         return Cell("–", "not built")
-    own, paper = result.mean["pooled"].trials, paper_value(config, result.setting, "mean")
+    own, paper = result.mean["pooled"].trials, table_2_value(config, result.setting)
     half = f" ± {(own.high - own.low) / 2:.5f}" if not own.reason else ""
-    return Cell(number(own.mean) + half, own.reason, links[result.setting], "" if paper is None else f"{paper:.3f}")
+    return Cell(number(own.mean) + half, partial_words(result) + own.reason, links[result.setting], paper)
 
 
 def estimate_cell(own: Estimate, link: str) -> Cell:
     """Mean, interval and mark of an estimate."""
-    return Cell("–", own.trials.reason) if math.isnan(own.mean) else Cell(number(own.mean) + ("*" if own.few else ""), ends(own.shown), link)
+    return Cell("–", own.trials.reason) if math.isnan(own.mean) else Cell(marked(own), ends(own.shown), link)

@@ -8,8 +8,9 @@ import numpy as np
 
 from chexseg_ray.choice import Chosen
 from chexseg_ray.config import StudyConfig
-from chexseg_ray.evaluation.bootstrap import mean_over_pathologies
+from chexseg_ray.evaluation.bootstrap import effective_patients, mean_over_pathologies
 from chexseg_ray.evaluation.intervals import Interval, percentile_interval, undefined
+from chexseg_ray.report.paper import above_radiologists
 from chexseg_ray.report.paper_tables import Cell, Links, Table, estimate_cell
 from chexseg_ray.report.results import Estimate, Floats, PointResult, SettingResult, TestSet, estimate, mean_of_defined
 
@@ -45,15 +46,17 @@ def compare(
     for kind in ("semi-supervised", "weakly supervised", "fully supervised"):
         result = next((s for s in settings if kind in chosen and s.setting == chosen[kind].setting and s.points), None)
         if result is not None:
-            rivals.append(Rival(kind, result.mean["pooled"], result.pathologies["pooled"], result.replicates["pooled"], links[result.setting]))
+            drawn = result.mean_replicates([*result.replicates])
+            rivals.append(Rival(kind, result.mean["pooled"], result.pathologies["pooled"], drawn, links[result.setting]))
     return Comparison(rivals, _gap_closed({rival.name: rival for rival in rivals}, test.patients, level))
 
 
 def _reader(reader: PointResult, test: TestSet, level: float) -> Rival:
     drawn = reader.sums["pooled"].replicates(test.weights)
     means = mean_over_pathologies(drawn, test.defined)
-    each = [estimate([float(v)], drawn[:, k], int(test.positive[k]), level) for k, v in enumerate(reader.iou["pooled"])]
-    return Rival(READER, estimate([mean_of_defined(reader.iou["pooled"])], means, test.patients, level), each, means, "benchmark")
+    carried = min(float(test.patients), effective_patients(drawn[:, test.defined], test.positive[test.defined]))
+    each = [estimate([float(v)], drawn[:, k], int(test.positive[k]), level, 1) for k, v in enumerate(reader.iou["pooled"])]
+    return Rival(READER, estimate([mean_of_defined(reader.iou["pooled"])], means, carried, level, 1), each, means, "benchmark")
 
 
 def _gap_closed(rivals: Mapping[str, Rival], patients: int, level: float) -> Interval:
@@ -63,9 +66,9 @@ def _gap_closed(rivals: Mapping[str, Rival], patients: int, level: float) -> Int
     gap = reader.mean.mean - weak.mean.mean
     if not gap > 0:
         return undefined(math.nan, patients, "the weakly supervised model is not below the radiologists")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        drawn = (semi.replicates - weak.replicates) / (reader.replicates - weak.replicates)
-    return percentile_interval((semi.mean.mean - weak.mean.mean) / gap, np.where(np.isfinite(drawn), drawn, np.nan), patients, level)
+    below = reader.replicates - weak.replicates
+    drawn = np.divide(semi.replicates - weak.replicates, below, out=np.full(below.shape, np.nan), where=below > 0)
+    return percentile_interval((semi.mean.mean - weak.mean.mean) / gap, drawn, patients, level)
 
 
 def reader_table(config: StudyConfig, comparison: Comparison) -> list[Table]:
@@ -76,13 +79,15 @@ def reader_table(config: StudyConfig, comparison: Comparison) -> list[Table]:
     semi, reader = (next((r for r in rivals if r.name == name), None) for name in ("semi-supervised", READER))
     rows = []
     for k in (-1, *range(len(config.data.pathologies))):
+        name = "Mean IoU" if k < 0 else config.data.pathologies[k]
         own = [rival.mean if k < 0 else rival.pathologies[k] for rival in rivals]
         cells = [estimate_cell(e, rival.link) for e, rival in zip(own, rivals, strict=True)]
         above = ""
         if semi and reader:
             values = [(rival.mean if k < 0 else rival.pathologies[k]).mean for rival in (semi, reader)]
             above = "–" if math.isnan(values[0]) or not values[1] > 0 else f"{values[0] / values[1] - 1:+.0%}"
-        rows.append((Cell("Mean IoU" if k < 0 else config.data.pathologies[k]), *cells, *([Cell(above)] if semi and reader else [])))
+        rows.append((Cell(name), *cells, *([Cell(above, paper=above_radiologists(config, name))] if semi and reader else [])))
     names = ("Task", *(rival.name for rival in rivals), *(["semi-supervised above radiologists"] if semi and reader else []))
-    text = "Pooled IoU on the same test images, by the same code. Models: best of their kind by validation. Radiologists' intervals: over patients."
-    return [Table("radiologists", "Radiologists and models", text, names, 1, tuple(rows))]
+    text = "Pooled IoU on the same test images, by the same code; models: the best setting of each kind by validation."
+    title = "Radiologists and models" if reader else "The best of each kind"
+    return [Table("radiologists", title, text + (" Radiologists' intervals are over patients." if reader else ""), names, 1, tuple(rows))]

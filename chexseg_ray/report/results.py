@@ -11,6 +11,7 @@ import pyarrow as pa
 from chexseg_ray.artifacts import Record, Store
 from chexseg_ray.evaluation.bootstrap import (
     PatientSums,
+    effective_patients,
     mean_over_pathologies,
     patient_rows,
     patient_weights,
@@ -51,11 +52,13 @@ class PointResult:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over trials and its intervals: over trials, over patients (given these networks), over both."""
+    """A mean over trials and its intervals: over trials, over patients (given these networks), over both. `planned` trials, of which some may
+    not be built."""
 
     trials: Interval
     patients: Interval
     both: Interval
+    planned: int
 
     @property
     def mean(self) -> float:
@@ -63,19 +66,19 @@ class Estimate:
 
     @property
     def few(self) -> bool:
-        """Whether too few patients show the pathology for any interval over patients to be trusted."""
+        """Whether too few patients show the pathology, or carry the mean, for any interval over patients to be trusted."""
         return 0 < self.patients.n < FEW_PATIENTS
 
     @property
     def shown(self) -> Interval:
-        """Over trials and patients; over patients where there is one trial alone."""
-        return self.patients if self.both.reason == "1 trial" else self.both
+        """Over trials and patients; over patients where one trial alone was planned."""
+        return self.patients if self.planned == 1 else self.both
 
 
 @dataclass(frozen=True)
 class SettingResult:
-    """A setting (a point without its trial): for each aggregation the estimates of the mean and of the K pathologies, the trials' means, and
-    the replicates float64 [B] of the mean over trials."""
+    """A setting (a point without its trial): for each aggregation the estimates of the mean and of the K pathologies; of pooled mean IoU each
+    trial's replicates float32 [B], and how many patients it rests on."""
 
     setting: SweepPoint
     points: tuple[PointResult, ...]
@@ -83,11 +86,17 @@ class SettingResult:
     mean: dict[str, Estimate]
     pathologies: dict[str, list[Estimate]]
     undefined: dict[str, int]
-    replicates: dict[str, Floats]
+    replicates: dict[int, npt.NDArray[np.float32]]
+    effective: float
 
     @property
     def trials(self) -> int:
         return len(self.points)
+
+    def mean_replicates(self, trials: Sequence[int]) -> Floats:
+        """Of pooled mean IoU over some of the trials: float64 [B]."""
+        mean: Floats = np.mean([self.replicates[trial] for trial in trials], axis=0, dtype=np.float64)
+        return mean
 
     def values(self, aggregation: str) -> dict[int, float]:
         """{trial: mean IoU}."""
@@ -118,8 +127,7 @@ def measured(store: Store, point: SweepPoint, record: Record, pathologies: Seque
         "per_image": per_image_sums(counts.original, rows, patients, true_pos_only=False),
         "per_image_true_pos_only": per_image_sums(counts.original, rows, patients, true_pos_only=True),
     }
-    absent = counts.model[:, :, 2].sum(axis=0) == 0  # no true pixel in the test set: undefined for every point alike
-    return PointResult(point, record, {name: np.where(absent, np.nan, own.estimate()) for name, own in sums.items()}, sums)
+    return PointResult(point, record, {name: own.estimate() for name, own in sums.items()}, sums)
 
 
 @dataclass(frozen=True)
@@ -173,32 +181,46 @@ def _setting(setting: SweepPoint, planned: int, points: tuple[PointResult, ...],
     means: dict[str, Estimate] = {}
     each: dict[str, list[Estimate]] = {}
     undefined: dict[str, int] = {}
-    replicates: dict[str, Floats] = {}
+    replicates: dict[int, npt.NDArray[np.float32]] = {}
+    effective = 0.0
     for name in AGGREGATIONS:
         matrix = np.stack([own.iou[name] for own in points]) if points else np.zeros((0, 0))
         undefined[name] = int(np.isnan(matrix).any(axis=0).sum())
         if test is None or not points:
-            means[name], each[name], replicates[name] = _nothing(), [], np.zeros(0)
+            means[name], each[name] = _nothing(planned), []
             continue
         drawn = np.stack([own.sums[name].replicates(test.weights) for own in points])  # [trials, B, K]
-        replicates[name] = mean_over_pathologies(drawn, test.defined).mean(axis=0)
-        means[name] = estimate([mean_of_defined(row) for row in matrix], replicates[name], test.patients, level)
-        over_trials = drawn.mean(axis=0)
-        each[name] = [estimate([float(v) for v in matrix[:, k]], over_trials[:, k], int(test.positive[k]), level) for k in range(len(test.positive))]
-    return SettingResult(setting, points, planned, means, each, undefined, replicates)
+        over_trials = np.stack([drawn[~np.isnan(matrix[:, k]), :, k].mean(axis=0) if not np.isnan(matrix[:, k]).all() else drawn[0, :, k]
+                                for k in range(matrix.shape[1])], axis=1)  # fmt: skip
+        by_trial = mean_over_pathologies(drawn, test.defined)
+        carried = min(float(test.patients), effective_patients(over_trials[:, test.defined], test.positive[test.defined]))
+        means[name] = estimate([mean_of_defined(row) for row in matrix], by_trial.mean(axis=0), carried, level, planned)
+        each[name] = [estimate(matrix[:, k].tolist(), over_trials[:, k], int(n), level, planned) for k, n in enumerate(test.positive)]
+        if name == "pooled":
+            replicates = {own.point.trial: row for own, row in zip(points, by_trial.astype(np.float32), strict=True)}
+            effective = carried
+    return SettingResult(setting, points, planned, means, each, undefined, replicates, effective)
 
 
-def estimate(values: Sequence[float], replicates: Floats, patients: int, level: float) -> Estimate:
-    """A mean IoU over trials with its three intervals, cut to [0, 1]; `replicates` float64 [B] of that mean."""
+def estimate(values: Sequence[float], replicates: Floats, patients: float, level: float, planned: int) -> Estimate:
+    """A mean IoU over trials with its three intervals, cut to [0, 1].
+
+    Args:
+        values: one a trial.
+        replicates: float64 [B] of the mean over the defined ones.
+        patients: how many it rests on.
+        level: coverage in (0, 1).
+        planned: trials.
+    """
     trials = t_interval(values, level)
     both = combined_interval(values, replicates, patients, level).interval
-    return Estimate(_cut(trials), percentile_interval(trials.mean, replicates, patients, level), _cut(both))
+    return Estimate(_cut(trials), percentile_interval(trials.mean, replicates, patients, level), _cut(both), planned)
 
 
 def _cut(interval: Interval) -> Interval:
     return replace(interval, low=max(0.0, interval.low), high=min(1.0, interval.high)) if not interval.reason else interval
 
 
-def _nothing() -> Estimate:
-    blank = Interval(math.nan, math.nan, math.nan, 0, "0 trials")
-    return Estimate(blank, blank, blank)
+def _nothing(planned: int) -> Estimate:
+    blank = Interval(math.nan, math.nan, math.nan, 0, "not built")
+    return Estimate(blank, blank, blank, planned)

@@ -11,9 +11,14 @@ from chexseg_ray.report.results import AGGREGATIONS, FEW_PATIENTS, PointResult, 
 
 COLUMNS = (
     "method", "init", "p", "weak_n", "num_expert", "architecture", "encoder", "trial", "pathology", "aggregation", "iou", "low", "high",
-    "n", "undefined", "interval", "note", "record",
+    "n", "undefined", "interval", "given", "note", "record",
 )  # fmt: skip
-KINDS = ("trials", "patients", "trials and patients")
+# of each interval what it is over, and what it is conditional on
+KINDS = (
+    ("trials", "the test set, expert masks and shared models"),
+    ("patients", "the trained networks"),
+    ("trials and patients", "expert masks and shared models"),
+)
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -55,10 +60,10 @@ def long_csv(points: Sequence[PointResult], settings: Sequence[SettingResult], p
             for pathology, found in [*zip(pathologies, setting.pathologies[name], strict=False), ("mean", setting.mean[name])]:
                 undefined = setting.undefined[name] if pathology == "mean" else setting.trials - found.trials.n
                 shared = axes | {"pathology": pathology, "aggregation": name, "iou": _blank(found.mean), "undefined": undefined}
-                for kind, interval in zip(KINDS, (found.trials, found.patients, found.both), strict=True):
+                for (kind, given), interval in zip(KINDS, (found.trials, found.patients, found.both), strict=True):
                     few = "" if kind == "trials" or not found.few or interval.reason else f"fewer than {FEW_PATIENTS} positive patients"
                     ends = {"low": _blank(interval.low), "high": _blank(interval.high), "n": interval.n}
-                    writer.writerow(shared | ends | {"interval": f"{kind}, {level:g}", "note": interval.reason or few})
+                    writer.writerow(shared | ends | {"interval": f"{kind}, {level:g}", "given": given, "note": interval.reason or few})
     return stream.getvalue()
 
 
@@ -73,12 +78,12 @@ def _blank(value: float) -> str:
     return "" if math.isnan(value) else repr(value)
 
 
-def main_rows(settings: Sequence[SettingResult], aggregation: str) -> list[list[str]]:
-    """The main table's cells: setting, n of m trials, mean with its intervals, one IoU a pathology (* where few patients show it)."""
+def main_rows(settings: Sequence[SettingResult], aggregation: str, count: int) -> list[list[str]]:
+    """Setting, n of m trials, mean with its intervals, and one IoU for each of `count` pathologies (* where few patients show it)."""
     rows = []
     for result in settings:
         mean = result.mean[aggregation]
-        each = [number(own.mean) + ("*" if own.few else "") for own in result.pathologies[aggregation]]
+        each = [number(own.mean) + ("*" if own.few else "") for own in result.pathologies[aggregation]] or ["–"] * count
         intervals = [with_interval(mean.both), ends(mean.trials), ends(mean.patients)]
         rows.append([*setting_cells(result), f"{result.trials} of {result.planned}", *intervals, *each])
     return rows
@@ -86,7 +91,7 @@ def main_rows(settings: Sequence[SettingResult], aggregation: str) -> list[list[
 
 def ends(interval: Interval) -> str:
     """`.261 to .279`, or why there are none."""
-    return f"({interval.reason})" if interval.reason else f"{number(interval.low)} to {number(interval.high)}"
+    return interval.reason if interval.reason else f"{number(interval.low)} to {number(interval.high)}"
 
 
 def header(pathologies: Sequence[str]) -> list[str]:

@@ -45,11 +45,15 @@ def gap_words(comparison: Comparison, level: float) -> str:
     gap = comparison.gap_closed
     if math.isnan(gap.mean):
         return f"Gap to the radiologists: not said ({gap.reason})." if comparison.rivals else ""
-    interval = f", {level:.0%} interval over patients {100 * gap.low:.0f} to {100 * gap.high:.0f} %" if not gap.reason else ""
-    return f"The best semi-supervised model closes {100 * gap.mean:.0f} % of the best weakly supervised one's mIoU gap to the radiologists{interval}."
+    interval = f" ({_percent(level)} interval over patients {100 * gap.low:.0f} to {100 * gap.high:.0f} %)" if not gap.reason else ""
+    return f"Semi-supervision closes {100 * gap.mean:.0f} %{interval} of the best weakly supervised setting's mIoU gap to the radiologists."
 
 
-def contrast_table(contrasts: Sequence[ContrastResult], links: Links) -> list[Table]:
+def _percent(level: float) -> str:
+    return f"{100 * level:g} %"
+
+
+def contrast_table(contrasts: Sequence[ContrastResult], links: Links, patients: int) -> list[Table]:
     """Each contrast's difference, intervals and p-values, and what would separate the two settings with a power of 80 %."""
     rows = []
     for own in contrasts:
@@ -59,9 +63,9 @@ def contrast_table(contrasts: Sequence[ContrastResult], links: Links) -> list[Ta
             rows.append((Cell(own.shared()), *sides, Cell(str(own.trials)), Cell("–", own.reason), *[Cell("")] * 6))
             continue
         d = own.difference
-        needed = [_needed(own, number, word) for number, word in ((own.trials_needed, "trials"), (own.patients_needed, "patients"))]
+        needed = [_needed(own, own.trials_needed, "trials", 0), _needed(own, own.patients_needed, "patients", patients)]
         texts = [ends(d.trials), ends(d.patients), p_words(d.p_value), p_words(own.holm_p), *needed]
-        both = Cell(f"{d.both.interval.mean:+.3f}", ends(d.both.interval))
+        both = Cell(f"{d.both.interval.mean:+.3f}", ends(d.both.interval), links[own.first])
         rows.append((Cell(own.shared()), *sides, Cell(str(own.trials)), both, *map(Cell, texts)))
     names_ = ("of", "first", "second", "trials", "first - second", "over trials", "over patients", "p", "Holm's p")
     needs = ("trials for a power of 80 %", "patients for a power of 80 %")
@@ -69,10 +73,10 @@ def contrast_table(contrasts: Sequence[ContrastResult], links: Links) -> list[Ta
     return [Table("contrasts", "Contrasts", text, (*names_, *needs), 3, tuple(rows))] if rows else []
 
 
-def _needed(own: ContrastResult, number: int | None, word: str) -> str:
+def _needed(own: ContrastResult, number: int | None, word: str, present: int) -> str:
     if own.reason:
-        return f"({own.reason})"
-    return f"no number of {word}" if number is None else f"{number:,}"
+        return own.reason
+    return f"no number of {word}" if number is None else f"{'≤ ' if number == present else ''}{number:,}"
 
 
 def chosen_rows(chosen: Mapping[str, Chosen], settings: Sequence[SettingResult], links: Links) -> list[tuple[str, list[str]]]:
@@ -82,7 +86,7 @@ def chosen_rows(chosen: Mapping[str, Chosen], settings: Sequence[SettingResult],
     for own in chosen.values():
         result = by_setting[own.setting]
         test = f"{number(result.mean['pooled'].mean)} ({ends(result.mean['pooled'].shown)})" if result.points else "not evaluated"
-        cells = [own.kind, own.point.label, f"{own.score:.3f} over {own.trials} trials", test, own.segmentation.address]
+        cells = [own.kind, own.point.label, f"{own.score:.3f} over {own.trials} trial{'s' if own.trials > 1 else ''}", test, own.segmentation.address]
         rows.append((links[own.setting], cells))
     return rows
 
@@ -92,16 +96,19 @@ def interval_words(level: float, overlaps: Sequence[str]) -> list[tuple[str, str
     shared = "the expert masks and what the trials share (classifier, IRNet, encoders)"
     weak = f" {'; '.join(overlaps).capitalize()}: what they share, they do not vary in." if overlaps else ""
     return [
-        ("over trials", f"{level:.0%} Student t over trials, given this test set, {shared}.{weak}"),
-        ("over patients", f"{level:.0%} bootstrap over the test set's patients (all images of a patient together), given the trained networks."),
+        ("over trials", f"{_percent(level)} Student t, given this test set, {shared}. Cut to [0, 1].{weak}"),
+        (
+            "over patients",
+            f"{_percent(level)} percentile bootstrap, all images of a patient together, tails widened for few patients; given the networks.",
+        ),
         (
             "over both",
-            f"{level:.0%}: s²/n of the trials plus the bootstrap's variance, Satterthwaite's t; given {shared}. Cut to [0, 1].",
+            f"{_percent(level)}: s²/n of the trials plus the bootstrap's variance, Satterthwaite's t; given {shared}. Cut to [0, 1].",
         ),
         (
             "contrasts",
             "differences paired by trial and by patient; interval and p-value with Cochran and Cox's t, which is wider than Satterthwaite's; "
             "only the contrasts that the config names beforehand are tested, and Holm corrects for their number. Needed numbers are for a power "
-            "of 80 % if the true difference is the observed one.",
+            "of 80 % if the true difference is the observed one, before Holm's correction.",
         ),
     ]

@@ -9,7 +9,7 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import generate_frames
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import ExplicitVRLittleEndian
 
 from chexseg_ray.data.dicom import decode_dicom, is_dicom
@@ -69,25 +69,113 @@ def test_without_a_window_deep_pixels_are_stretched() -> None:
     assert grey.tolist() == [[0, 128, 255]]
 
 
+def test_rescaled_values_are_windowed_whatever_their_sign() -> None:
+    values = np.array([[0, 1000, 2000, 4000]])
+    up = decode_dicom(made(values, RescaleSlope=2, RescaleIntercept=-100, WindowCenter=2900, WindowWidth=2001))
+    assert up.tolist() == [[0, 0, 255, 255]]
+    alone = decode_dicom(made(np.array([[0, 500, 1000, 2000]]), RescaleSlope=2, WindowCenter=2000, WindowWidth=1001))
+    assert alone.tolist() == [[0, 0, 128, 255]], "a slope without an intercept"
+    down = decode_dicom(made(values, RescaleSlope=-1, RescaleIntercept=4000, WindowCenter=2000.5, WindowWidth=2001))
+    assert down.tolist() == [[255, 255, 128, 0]]
+
+
+def test_windows_other_than_linear() -> None:
+    values = np.array([[0, 1000, 1500, 2000, 4000]])
+    exact = decode_dicom(made(values, WindowCenter=1500, WindowWidth=1000, VOILUTFunction="LINEAR_EXACT"))
+    assert exact.tolist() == [[0, 0, 128, 255, 255]]
+    sigmoid = decode_dicom(made(values, WindowCenter=1500, WindowWidth=1000, VOILUTFunction="SIGMOID"))
+    assert sigmoid.tolist() == [[1, 30, 128, 225, 255]]
+    several = decode_dicom(made(values, WindowCenter=[1500, 40], WindowWidth=[1001, 400]))
+    assert several.tolist() == decode_dicom(made(values, WindowCenter=1500, WindowWidth=1001)).tolist(), "the first of several windows"
+
+
+def lut(values: list[int], first: int, bits: int) -> pydicom.Sequence:
+    item = Dataset()
+    item.add_new(0x00283002, "US", [len(values), first, bits])
+    item.add_new(0x00283006, "US", values)
+    item.add_new(0x00283004, "LO", "US")
+    return pydicom.Sequence([item])
+
+
+def test_a_voi_lut_is_looked_up() -> None:
+    grey = decode_dicom(made(np.array([[9, 10, 11, 12, 50]]), VOILUTSequence=lut([0, 100, 1000, 4095], 10, 12)))
+    assert grey.tolist() == [[0, 0, 6, 62, 255]]
+
+
+def test_eight_bits_are_taken_as_they_are_also_with_an_identity_rescale_or_a_sign() -> None:
+    values = np.array([[10, 100, 128, 200]])
+    assert decode_dicom(made(values, bits=8)).tolist() == values.tolist()
+    assert decode_dicom(made(values, bits=8, RescaleSlope=1, RescaleIntercept=0)).tolist() == values.tolist()
+    signed = np.array([[-128, -1, 0, 127]]).astype("<i2").view("<u2")
+    assert decode_dicom(made(signed, bits=8, PixelRepresentation=1)).tolist() == [[0, 127, 128, 255]]
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"PhotometricInterpretation": "RGB"}, "format"), ({"NumberOfFrames": 2}, "format"), ({"Rows": 60000, "Columns": 60000}, "too_large"),
-     ({"PixelData": b"\0\0"}, "undecodable")],
-)  # fmt: skip
+    [
+        ({"PhotometricInterpretation": "RGB"}, "format"),
+        ({"SamplesPerPixel": 3}, "format"),
+        ({"NumberOfFrames": 2}, "multiframe"),
+        ({"Rows": 60000, "Columns": 60000}, "too_large"),
+        ({"Rows": 0}, "no_pixels"),
+        ({"PixelData": b"\0\0"}, "undecodable"),
+        ({"WindowCenter": 5, "WindowWidth": 0}, "undecodable"),
+        ({"WindowCenter": 5, "WindowWidth": 5, "VOILUTFunction": "FOO"}, "undecodable"),
+        ({"VOILUTSequence": pydicom.Sequence([Dataset()])}, "undecodable"),
+    ],
+)
 def test_what_is_no_single_grey_image_is_rejected_by_name(change: dict[str, Any], reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
         decode_dicom(made(np.zeros((4, 4)), **change))
 
 
-def test_damaged_bytes_are_rejected(rng: np.random.Generator) -> None:
-    good = made(np.zeros((4, 4)))
+def test_a_compression_that_pydicom_alone_lacks_is_named_and_damage_of_one_that_it_has_is_damage() -> None:
+    for syntax, reason in (("1.2.840.10008.1.2.4.80", "compression"), ("1.2.840.10008.1.2.4.50", "undecodable")):
+        dataset = pydicom.dcmread(io.BytesIO(made(np.zeros((4, 4)), bits=8)))
+        dataset.file_meta.TransferSyntaxUID, dataset.BitsAllocated = syntax, 8
+        dataset.PixelData = encapsulate([b"\xff\xd8junk"])
+        dataset["PixelData"].VR = "OB"
+        stream = io.BytesIO()
+        pydicom.dcmwrite(stream, dataset)
+        with pytest.raises(ImageError, match=reason):
+            decode_dicom(stream.getvalue())
+
+
+def test_a_deflated_file_is_not_inflated() -> None:
+    data = bytearray(made(np.zeros((4, 4))))
+    at = data.index(b"1.2.840.10008.1.2.1\0") - 2
+    data[at : at + 22] = (22).to_bytes(2, "little") + b"1.2.840.10008.1.2.1.99"
+    length = int.from_bytes(data[140:144], "little")
+    data[140:144] = (length + 2).to_bytes(4, "little")
+    with pytest.raises(ImageError, match="format"):
+        decode_dicom(bytes(data))
+
+
+def test_damaged_bytes_are_rejected_and_nothing_else_is_raised(rng: np.random.Generator) -> None:
+    good = made(np.zeros((16, 16)), WindowCenter=500, WindowWidth=400, RescaleSlope=2, RescaleIntercept=1)
     for cut in (132, 200, len(good) - 3):
         with pytest.raises(ImageError):
             decode_dicom(good[:cut])
     assert not is_dicom(b"\x89PNG")
+    import warnings
+
+    refused = 0
+    for _ in range(1500):
+        bad = bytearray(good)
+        for place in rng.integers(132, len(bad) - 512, size=4):
+            bad[place] = rng.integers(256)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                grey = decode_dicom(bytes(bad))
+                assert grey.ndim == 2
+                assert grey.dtype == np.uint8
+            except ImageError:
+                refused += 1
+    assert refused > 300
 
 
-def test_without_pydicom_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pydicom_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
-    with pytest.raises(InputError, match=r"chexseg_ray\[dicom\]"):
+    with pytest.raises(InputError, match="pip install pydicom"):
         decode_dicom(b"\0" * 128 + b"DICM")

@@ -113,7 +113,9 @@ def test_the_t_interval_is_scipys() -> None:
     assert ours.n == 3
 
 
-@pytest.mark.parametrize(("values", "reason"), [([], "0 trials"), ([0.3], "1 trial"), ([0.3, 0.3], "identical trials"), ([0.3, math.nan], "1 trial")])
+@pytest.mark.parametrize(
+    ("values", "reason"), [([], "0 trials"), ([0.3], "1 trial"), ([0.3, 0.3], "identical trials"), ([0.3, math.nan], "defined in 1 of 2 trials")]
+)
 def test_an_undefined_interval_is_blank_with_a_reason_never_0(values: list[float], reason: str) -> None:
     interval = t_interval(values, 0.95)
     assert math.isnan(interval.low)

@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from chexseg_ray.evaluation.bootstrap import (
+    effective_patients,
     mean_over_pathologies,
     patient_rows,
     patient_weights,
@@ -50,6 +51,7 @@ def counts_of(rng: np.random.Generator, images: int = 30) -> tuple[np.ndarray, l
     truth = intersection + rng.integers(0, 50, size=(images, 4)) * (rng.random((images, 4)) < 0.6)
     counts = np.stack([intersection, predicted, truth], axis=-1)
     counts[:, 3] = 0
+    counts[4:, 2, 0], counts[4:, 2, 2] = 0, 0  # shown by four patients alone
     return counts, [f"patient{i % 11}" for i in range(images)]
 
 
@@ -72,11 +74,13 @@ def test_a_replicate_is_the_estimate_on_whole_patients_drawn_again(rng: np.rando
     for sums, estimate in (
         (pooled_sums(counts, rows, number), pooled_iou),
         (per_image_sums(counts, rows, number, False), lambda c: per_image_iou(c, False)),
+        (per_image_sums(counts, rows, number, True), lambda c: per_image_iou(c, True)),
     ):
         ours = sums.replicates(weights)
         for b in range(20):
             images = [i for i in range(len(rows)) for _ in range(int(weights[b, rows[i]]))]
-            np.testing.assert_allclose(ours[b], estimate(counts[images]), rtol=1e-6)
+            shown = counts[images][..., 2].sum(axis=0) > 0
+            np.testing.assert_allclose(ours[b], np.where(shown, estimate(counts[images]), np.nan), rtol=1e-6)
     assert np.isnan(ours[:, 3]).all()
 
 
@@ -85,7 +89,7 @@ def test_the_patient_bootstrap_has_scipys_spread(rng: np.random.Generator) -> No
     top, bottom = rng.gamma(2.0, size=(number, 1)), rng.gamma(5.0, size=(number, 1))
     from chexseg_ray.evaluation.bootstrap import PatientSums
 
-    ours = PatientSums(top, bottom).replicates(patient_weights(number, 20_000, 0))[:, 0]
+    ours = PatientSums(top, bottom, np.ones_like(top)).replicates(patient_weights(number, 20_000, 0))[:, 0]
     theirs = stats.bootstrap(
         (top[:, 0], bottom[:, 0]), lambda a, b, axis: a.sum(axis) / b.sum(axis), paired=True, vectorized=True, n_resamples=20_000,
         method="percentile", rng=np.random.default_rng(1),
@@ -140,7 +144,7 @@ def test_what_has_no_interval_says_why(values: list[float], replicates: list[flo
     assert ours.interval.reason == reason
     assert math.isnan(ours.interval.low)
     assert math.isnan(p_value(ours, cochran_cox_t))
-    assert trials_needed(ours, patients, 0.95) is None
+    assert trials_needed(ours, 0.95) is None
 
 
 def test_a_percentile_interval_is_blank_where_nothing_varies() -> None:
@@ -168,32 +172,65 @@ def test_holm_is_the_closed_test_of_bonferroni(rng: np.random.Generator) -> None
     assert math.isnan(ours[1])
 
 
-def test_power_is_the_share_of_simulated_studies_that_find_the_difference(rng: np.random.Generator) -> None:
-    trial_variance, patient_variance, n, patients, true = 0.03**2, 0.012**2, 4, 60, 0.06
-    found = 0
-    for _ in range(1500):
-        noise = rng.normal(scale=math.sqrt(patient_variance))
-        values = true + noise + rng.normal(scale=math.sqrt(trial_variance), size=n)
-        replicates = rng.normal(scale=math.sqrt(patient_variance * rng.chisquare(patients - 1) / (patients - 1)), size=60)
-        ours = combined_interval(values.tolist(), replicates, patients, 0.95, cochran_cox_t)
-        found += ours.interval.low > 0
-    assert found / 1500 == pytest.approx(power(true, trial_variance, patient_variance, n, patients, 0.95), abs=0.05)
+@pytest.mark.parametrize(
+    ("true", "trial_sd", "patient_sd", "n", "df"),
+    [(0.06, 0.03, 0.012, 3, 59), (0.06, 0.03, 0.012, 4, 59), (0.1, 0.011, 0.0137, 2, 260), (0.02, 0.001, 0.01, 5, 30), (0.0, 0.02, 0.01, 3, 40)],
+)
+def test_power_is_the_share_of_simulated_studies_that_find_the_difference(
+    true: float, trial_sd: float, patient_sd: float, n: int, df: int, rng: np.random.Generator
+) -> None:
+    draws = 20_000
+    mean = true + rng.normal(scale=math.hypot(trial_sd / math.sqrt(n), patient_sd), size=draws)
+    v1 = trial_sd**2 / n * rng.chisquare(n - 1, draws) / (n - 1)
+    v2 = patient_sd**2 * rng.chisquare(df, draws) / df
+    t1, t2 = stats.t.ppf(0.975, n - 1), stats.t.ppf(0.975, df)
+    found = np.abs(mean) > (v1 * t1 + v2 * t2) / (v1 + v2) * np.sqrt(v1 + v2)
+    assert found.mean() == pytest.approx(power(true, trial_sd**2, patient_sd**2, n, df, 0.95), abs=0.012)
 
 
 def test_needed_numbers_are_the_smallest_that_reach_the_power(rng: np.random.Generator) -> None:
     replicates = rng.normal(0.05, 0.01, size=2000)
     both = paired_difference([0.10, 0.02, 0.05], [0.0, 0.0, 0.0], replicates, np.zeros(2000), 80, 0.95).both
-    n = trials_needed(both, 80, 0.95)
+    n = trials_needed(both, 0.95)
     assert n is not None
     one = both.trial_variance * 3
-    assert power(both.interval.mean, one, both.patient_variance, n, 80, 0.95) >= 0.8
-    assert power(both.interval.mean, one, both.patient_variance, n - 1, 80, 0.95) < 0.8
+    assert power(both.interval.mean, one, both.patient_variance, n, 79, 0.95) >= 0.8
+    assert power(both.interval.mean, one, both.patient_variance, n - 1, 79, 0.95) < 0.8
     assert patients_needed(both, 80, 0.95) is None, "three trials that vary so much cannot be mended by patients"
     wide = paired_difference([0.05, 0.051, 0.049], [0.0] * 3, rng.normal(0.05, 0.1, size=2000), np.zeros(2000), 80, 0.95).both
-    assert trials_needed(wide, 80, 0.95) is None, "nor patients by trials"
+    assert trials_needed(wide, 0.95) is None, "nor patients by trials"
     more = patients_needed(wide, 80, 0.95)
     assert more is not None
     assert more > 800
+    clear = paired_difference([0.5, 0.51, 0.49], [0.0] * 3, rng.normal(0.5, 0.01, size=2000), np.zeros(2000), 80, 0.95).both
+    assert patients_needed(clear, 80, 0.95) == 80, "not below the number that there is"
+
+
+def test_two_trials_that_find_a_difference_are_not_said_to_need_more_patients(rng: np.random.Generator) -> None:
+    """Power falls again with very many patients, as the quantile of 1 degree of freedom takes over."""
+    replicates = rng.normal(0.10785, 0.01372, size=4000)
+    both = paired_difference([0.10785 + 0.0011, 0.10785 - 0.0011], [0.0, 0.0], replicates, np.zeros(4000), 261, 0.95).both
+    assert power(both.interval.mean, both.trial_variance * 2, both.patient_variance, 2, 260, 0.95) > 0.8
+    assert patients_needed(both, 261, 0.95) == 261
+
+
+def test_a_mean_rests_on_the_patients_of_what_varies_most(rng: np.random.Generator) -> None:
+    positive = np.array([100, 100, 5])
+    even = effective_patients(rng.normal(scale=[0.01, 0.01, 0.0001], size=(4000, 3)), positive)
+    assert 100 < even < 220
+    ruled = effective_patients(rng.normal(scale=[0.01, 0.01, 0.2], size=(4000, 3)), positive)
+    assert 5 <= ruled < 5.5
+    nan = np.full((10, 1), np.nan)
+    assert effective_patients(nan, np.array([7])) == 7
+
+
+def test_a_replicate_without_a_positive_patient_does_not_define_the_pathology() -> None:
+    counts = np.array([[[5, 8, 10]], [[0, 3, 0]], [[0, 0, 0]]])
+    sums = pooled_sums(counts, np.arange(3), 3)
+    ours = sums.replicates(np.array([[1, 1, 1], [0, 2, 1], [2, 0, 1]], dtype=np.float32))
+    assert ours[0, 0] == pytest.approx(5 / 16)
+    assert np.isnan(ours[1, 0]), "false positives alone are no IoU of 0: the full set would leave the pathology out"
+    assert ours[2, 0] == pytest.approx(5 / 13)
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say(coverage: ModuleType) -> None:
