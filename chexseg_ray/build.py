@@ -275,6 +275,11 @@ def prepare(config: StudyConfig, study: Study, source: Source | None, store: Sto
         if step.name == "encoder":
             build(step, store, execution)
     rows = {step.config["split"]: build(step, store, execution).rows for step in study.upstream() if step.name == "manifest"}
+    if study.benchmark and source is not None:
+        from chexseg_ray.stages.benchmark import read_benchmark
+
+        manifest = build(study.benchmark.inputs["manifest_test"], store, execution)
+        read_benchmark(source, config.data.benchmark_masks, study.benchmark.config, store, manifest)
     asked = {"weak": ("weak_n", config.sweep.every("weak_n")), "expert_train": ("num_expert", config.sweep.every("num_expert"))}
     for split, (field, sizes) in asked.items():
         too_large = [n for n in sizes if n is not None and n > rows.get(split, n)]

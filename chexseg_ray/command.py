@@ -1,6 +1,5 @@
 """The command line of the jobs: a config file, `section.field=value` overrides, few flags; errors become exit codes."""
 
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from pathlib import Path
 from chexseg_ray.config import StudyConfig, load_config
 from chexseg_ray.errors import InputError, TransientError
 
-_OVERRIDE = re.compile(r"[a-z_]+(\.\w+)+=")
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 
 
@@ -79,7 +77,7 @@ def run_tool(usage: str, run: Callable[[str, Sequence[str], Sequence[str], str],
         if unknown:
             raise InputError(f"{unknown[0]}: no such flag; there are --help, --out=FOLDER")
         words = [a for a in arguments if a not in flags]
-        overrides = [a for a in words if _OVERRIDE.match(a)]
+        overrides = [a for a in words if "=" in a and a.partition("=")[0].partition(".")[0] in StudyConfig.model_fields]
         named = [a for a in words if a not in overrides]
         if not named:
             raise InputError("name a MODEL: a study's YAML file, a record's folder (.../segmentation/...) or an exported model's folder; see --help")

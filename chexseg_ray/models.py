@@ -1,6 +1,8 @@
 """The trained network that a command line names."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from chexseg_ray.artifacts import Store
 from chexseg_ray.build import load_study
@@ -24,9 +26,12 @@ def load_model(name: str, overrides: Sequence[str] = ()) -> ExportedModel:
     """
     if name.endswith((".yaml", ".yml")):
         return _best_of_study(name, overrides)
-    root, _, address = name.rstrip("/").rpartition("/segmentation/")
+    if overrides:
+        raise InputError(f"{overrides[0]}: {name} is a model as it was trained; overrides go with a study's YAML file")
+    plain, _, options = name.partition("?") if "://" in name else (str(Path(name).expanduser().absolute()), "", "")
+    root, _, address = plain.rstrip("/").rpartition("/segmentation/")
     if address and "/" not in address:
-        store = Store.open(root)
+        store = Store.open(f"{root}?{options}" if options else root)
         record = store.find_address(f"segmentation/{address}")
         if record is None:
             raise InputError(f"{name}: is no record of a segmentation network: name the folder segmentation/... of a store that holds record.json")
@@ -46,13 +51,11 @@ def _best_of_study(name: str, overrides: Sequence[str]) -> ExportedModel:
     return export_record(store, best.segmentation, config.data.licence)
 
 
-def describe(card: Mapping[str, object]) -> list[str]:
+def describe(card: Mapping[str, Any]) -> list[str]:
     """What a model was trained on, for people, and that it is not for clinical use."""
     facts = card["trained_on"]
-    assert isinstance(facts, dict)
-    pseudo = f", {facts['pseudo_masks']} pseudo masks ({facts['pseudo_mask_method']})" if facts["pseudo_masks"] else ""
-    data = facts["data"] if isinstance(facts["data"], str) else f"the user's files {', '.join(facts['data']['sha256'])}"
-    return [
-        f"model: {card['record']}, trained on {facts['expert_masks']} expert masks{pseudo}, p = {facts['p']:g}; data: {data}",
-        NOTICE,
-    ]
+    pseudo = f", {facts['pseudo_masks']} pseudo masks ({facts['pseudo_mask_method'] or 'of unknown method'})" if facts["pseudo_masks"] else ""
+    data = facts["data"] if isinstance(facts["data"], str) else ", ".join(f"{name} {sha[:12]}" for name, sha in sorted(facts["data"].items()))
+    licence = f"; licence: {facts['licence']}" if facts.get("licence") else ""
+    masks = f"{facts['expert_masks']} expert masks{pseudo}, p = {facts['p']:g}"
+    return [f"model: {card['record']}, trained on {masks}, encoder from {facts['encoder_initialisation']}; data: {data}{licence}", NOTICE]

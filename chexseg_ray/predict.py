@@ -3,80 +3,39 @@
 import csv
 import io
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-import pyarrow.fs as pafs
-
-from chexseg_ray.artifacts import Store, open_filesystem, storage
+from chexseg_ray.artifacts import Store
 from chexseg_ray.cluster import RaySession, nodes, on_cluster
-from chexseg_ray.data.chexpert import read_paths
-from chexseg_ray.data.masks import exchange_json
 from chexseg_ray.errors import InputError
 from chexseg_ray.models import describe
 from chexseg_ray.progress import say
 from chexseg_ray.stages.execution import ActorResources
 from chexseg_ray.stages.exported import CARD, ExportedModel
 from chexseg_ray.sweep import cpus_here
+from chexseg_ray.xrays import XRays
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
-_CHEXPERT = re.compile(r"(patient[^/]*)/(study[^/]*)/(view[^/]*)\.\w+$")
 _AREAS = ("cxr_id", "file", "height", "width", "pathology", "probability", "threshold", "pixels", "share")
 
 
-def list_images(words: Sequence[str]) -> list[tuple[str, str]]:
-    """(cxr_id, path) of every X-ray that the words name: files, folders with all that lies below them, CSV files with a column Path.
+def open_output(out: str) -> Store:
+    """The folder or URI that predictions go to.
 
     Raises:
-        InputError: a word names nothing, or two files have one id.
+        InputError: it is a file.
     """
-    found: list[tuple[str, str]] = []
-    for word in words:
-        filesystem, where = open_filesystem(word, "IMAGE")
-        with storage("read", word):
-            info = filesystem.get_file_info(where)
-        scheme = word.partition("://")[0] + "://" if "://" in word and not isinstance(filesystem, pafs.LocalFileSystem) else ""
-        if info.type == pafs.FileType.NotFound:
-            raise InputError(f"{word}: is no file and no folder: name X-rays, a folder of them or a CSV file")
-        if info.type == pafs.FileType.Directory:
-            own = _below(filesystem, where)
-            if not own:
-                raise InputError(f"{word}: has no file that ends in {', '.join(_SUFFIXES)}: name another folder")
-            found += [(image_id(path.removeprefix(f"{where}/")), f"{scheme}{path}") for path in own]
-        elif word.lower().endswith(".csv"):
-            with storage("read", word), filesystem.open_input_file(where) as stream:
-                paths = read_paths(stream.read(), word)
-            folder = str(PurePosixPath(where).parent)
-            found += [(image_id(path), f"{scheme}{folder}/{path}") for path in paths]
-        else:
-            found.append((image_id(PurePosixPath(where).name if not _CHEXPERT.search(where) else where), f"{scheme}{where}"))
-    _refuse_repeated(found)
-    return found
+    if "://" not in out and Path(out).expanduser().is_file():
+        raise InputError(f"--out={out}: is a file: name a folder")
+    return Store.open(out)
 
 
-def _below(filesystem: pafs.FileSystem, where: str) -> list[str]:
-    infos = filesystem.get_file_info(pafs.FileSelector(where, recursive=True))
-    return sorted(info.path for info in infos if info.type == pafs.FileType.File and info.path.lower().endswith(_SUFFIXES))
-
-
-def image_id(path: str) -> str:
-    """CheXpert's id of a path in its layout; else the path without its ending, with _ for what is no letter, digit, point or dash."""
-    match = _CHEXPERT.search(path)
-    text = "_".join(match.groups()) if match else re.sub(r"\.\w+$", "", path)
-    return re.sub(r"[^\w.-]", "_", text)
-
-
-def _refuse_repeated(found: Iterable[tuple[str, str]]) -> None:
-    seen: dict[str, str] = {}
-    for cxr_id, path in found:
-        if cxr_id in seen:
-            raise InputError(f"{seen[cxr_id]} and {path}: both have the id {cxr_id!r}: rename one, or predict them apart")
-        seen[cxr_id] = path
-
-
-def run_predict(model: ExportedModel, words: Sequence[str], out: str) -> int:
+def run_predict(model: ExportedModel, x_rays: XRays, out: str) -> int:
     """Predict X-rays and write predictions.json, areas.csv, overlays/, rejects.csv and the model's card into a folder or URI.
+
+    Many files are predicted in groups, each kept in parts/ until all are done: the same command goes on where it stopped.
 
     Returns:
         Exit code: 0 done, 3 some files are no usable X-rays.
@@ -86,62 +45,71 @@ def run_predict(model: ExportedModel, words: Sequence[str], out: str) -> int:
     """
     from chexseg_ray.stages.files import MANY, predict_files
 
-    files, store = list_images(words), Store.open(out)
+    store, number = open_output(out), len(x_rays.files)
     for line in describe(model.card):
         say(line)
     session = RaySession(dashboard=False, num_cpus=cpus_here())
     try:
-        resources = _resources(session, out) if len(files) >= MANY else ActorResources(1, 0, 1, 1)
-        result = predict_files(model, files, store, resources, session.start)
+        resources = _resources(session, x_rays, store, out) if number >= MANY else ActorResources(1, 0, 1, 1)
+        groups = predict_files(model, x_rays, store, resources, session.start)
     finally:
         session.stop()
-    rejects = result["rejects"]
-    for row in rejects:
-        say(f"rejected: {row['file']}: {row['reason']}")
-    if len(rejects) == len(files):
-        raise InputError(f"{len(files)} of {len(files)} files are no X-rays that can be read (PNG, JPEG or DICOM): name others")
-    store.put("predictions.json", exchange_json(result["entries"]).encode())
-    store.put("areas.csv", _csv(_AREAS, result["areas"]))
-    store.put("rejects.csv", _csv(("cxr_id", "file", "reason"), rejects))
+    done, rejects = _write(store, groups)
     store.put(CARD, (json.dumps(model.card, indent=1) + "\n").encode())
-    for line in _summary(result["areas"], len(result["entries"])):
-        say(line)
-    say(f"{len(result['entries'])} of {len(files)} X-rays predicted: {store.shown('predictions.json')}, areas.csv, overlays/")
+    store.delete("parts")
+    if rejects == number:
+        raise InputError(f"{number} of {number} files are no X-rays that can be read (PNG, JPEG or DICOM; {store.shown('rejects.csv')}): name others")
+    say(f"{done} of {number} X-rays predicted: {store.shown('predictions.json')}, areas.csv, overlays/")
     return 3 if rejects else 0
 
 
-def _resources(session: RaySession, out: str) -> ActorResources:
+def _write(store: Store, groups: Iterator[Mapping[str, Any]]) -> tuple[int, int]:
+    """Put the groups' results together; how many X-rays were predicted, and how many rejected."""
+    entries, areas, rejects = io.StringIO(), io.StringIO(), io.StringIO()
+    area_rows = csv.DictWriter(areas, _AREAS, lineterminator="\n")
+    reject_rows = csv.DictWriter(rejects, ("cxr_id", "file", "reason"), lineterminator="\n")
+    area_rows.writeheader()
+    reject_rows.writeheader()
+    done = rejected = 0
+    for group in groups:
+        for cxr_id, entry in group["entries"].items():
+            entries.write(f"{',' if done else '{'}{json.dumps(cxr_id)}:{json.dumps(entry, separators=(',', ':'))}")
+            done += 1
+        area_rows.writerows(group["areas"])
+        reject_rows.writerows(group["rejects"])
+        for row in group["rejects"]:
+            say(f"rejected: {row['file']}: {row['reason']}")
+        rejected += len(group["rejects"])
+        if done <= 5:
+            _summarise(group["areas"])
+    entries.write("}" if done else "{}")
+    for name, stream in (("rejects.csv", rejects), ("areas.csv", areas), ("predictions.json", entries)):
+        store.put(name, stream.getvalue().encode())
+    return done, rejected
+
+
+def _resources(session: RaySession, x_rays: XRays, store: Store, out: str) -> ActorResources:
     """Of actors that predict many files: one for each GPU that there is, or for each CPU.
 
     Raises:
-        InputError: the nodes of a cluster would each write into a folder of their own.
+        InputError: nodes of a cluster lack a folder, or would each write into their own.
     """
     if not on_cluster():
         return ActorResources(num_cpus=1, num_gpus=0, min_actors=1, max_actors=cpus_here())
     session.start()
     have = nodes()
-    if len(have) > 1 and "://" not in out:
-        raise InputError(f"--out={out}: {len(have)} nodes would each write to a folder of their own: name a URI such as s3://bucket/predictions")
-    gpus = int(sum(node.get("GPU", 0.0) for node in have))
-    most = gpus or int(sum(node.get("CPU", 0.0) for node in have))
-    return ActorResources(num_cpus=1, num_gpus=1 if gpus else 0, min_actors=1, max_actors=max(1, most))
+    cpus, gpus = (sum(node.get(kind, 0.0) for node in have) for kind in ("CPU", "GPU"))
+    if len(have) > 1 or not cpus:  # a head without CPUs grows
+        for what, name in (("--out", out if store.is_local and "://" not in out else None), ("IMAGE", x_rays.only_here)):
+            if name is not None:
+                shared = f"file://{os.path.abspath(name)} if every node has it"
+                raise InputError(f"{what} {name}: of this machine alone, and the cluster has several nodes: name a URI (s3://...), or {shared}")
+    return ActorResources(num_cpus=0.5 if gpus else 1, num_gpus=1 if gpus else 0, min_actors=1, max_actors=max(1, int(gpus or cpus)))
 
 
-def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> bytes:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue().encode()
-
-
-def _summary(areas: Sequence[Mapping[str, object]], images: int) -> list[str]:
-    """For a few images, what was found in each."""
-    if images > 5:
-        return []
-    lines = []
-    for cxr_id in dict.fromkeys(str(row["cxr_id"]) for row in areas):
-        own = [row for row in areas if row["cxr_id"] == cxr_id]
-        found = [f"{row['pathology']} {float(str(row['share'])):.1%} (p {float(str(row['probability'])):.2f})" for row in own if row["pixels"]]
-        lines.append(f"  {cxr_id}: {', '.join(found) or 'no mask above its threshold'}")
-    return lines
+def _summarise(areas: Sequence[Mapping[str, Any]]) -> None:
+    """What was found in a few X-rays."""
+    for cxr_id in dict.fromkeys(row["cxr_id"] for row in areas):
+        own = [row for row in areas if row["cxr_id"] == cxr_id and row["pixels"]]
+        found = [f"{row['pathology']} {row['share']:.1%} (p {row['probability']:.2f})" for row in own]
+        say(f"  {cxr_id}: {', '.join(found) or 'no mask above its threshold'}")

@@ -27,6 +27,7 @@ from chexseg_ray.cluster import (
 )
 from chexseg_ray.config import StudyConfig
 from chexseg_ray.demand import demands, refuse_what_is_lacking
+from chexseg_ray.errors import InputError, TransientError
 from chexseg_ray.pipeline import TRIAL_STEPS, Study, SweepPoint, prediction
 from chexseg_ray.plan import PlannedStep, plan, print_plan, unknown_splits
 from chexseg_ray.progress import say
@@ -157,8 +158,12 @@ def _build_all(config: StudyConfig, study: Study, store: Store, execution: Execu
             failed = run_points(config, waiting, store, replace(execution, shared=shared, start_ray=already_running), folder, may_come)
     if watch:
         watch.expect(wanted.get("prediction", ()))
-    for step in _unpredicted(study, store):
-        build(step, store, execution)
+    try:
+        for step in _unpredicted(study, store):
+            build(step, store, execution)
+    except (InputError, TransientError):
+        write_report(config, study, store)  # every point is built: their report does not wait for a picture
+        raise
     return failed
 
 

@@ -1,10 +1,9 @@
 """Predict X-rays: python jobs/predict.py MODEL IMAGE [IMAGE ...] [--out=FOLDER] [section.field=value ...]
 
-MODEL  a study's YAML file (its best model by validation; overrides go to the study), the folder of a record (STORE/segmentation/...),
-       or a folder that jobs/export.py wrote.
+MODEL  a study's YAML file (its best model by validation; overrides go to it), a record's folder (STORE/segmentation/...), or jobs/export.py's.
 IMAGE  a PNG, JPEG or DICOM file, a folder of them, or a CSV file with a column Path.
-Writes predictions.json (CheXlocalize's format), areas.csv, overlays/, rejects.csv and model.json into FOLDER (predictions).
-Not for clinical use. Exit codes: 0 done, 2 bad model or images, 3 some images rejected, 75 try again.
+Writes predictions.json (CheXlocalize's format), areas.csv, overlays/, rejects.csv, model.json into FOLDER (predictions). Not for clinical use.
+Exit codes: 0 done, 2 bad model or images, 3 some images rejected, 75 try again.
 """
 
 import sys
@@ -19,9 +18,12 @@ from chexseg_ray.command import run_tool
 def run(name: str, overrides: Sequence[str], images: Sequence[str], out: str) -> int:
     """Predict and say what was found."""
     from chexseg_ray.models import load_model
-    from chexseg_ray.predict import run_predict
+    from chexseg_ray.predict import open_output, run_predict
+    from chexseg_ray.xrays import list_images
 
-    return run_predict(load_model(name, overrides), images, out)
+    open_output(out)  # before anything that takes long
+    x_rays = list_images(images, out)
+    return run_predict(load_model(name, overrides), x_rays, out)
 
 
 if __name__ == "__main__":

@@ -58,8 +58,7 @@ def read_csv(data: bytes, source: str, pathologies: Sequence[str], columns: Mapp
 
 
 def read_paths(data: bytes, source: str) -> list[str]:
-    """The images that a CSV with a column Path names, relative to its folder: in CheXpert's layout from train/, valid/, val/ or test/ on,
-    else as they stand.
+    """The images that a CSV with a column Path names, as they stand there.
 
     Raises:
         InputError: with the column or row and the rule.
@@ -67,9 +66,13 @@ def read_paths(data: bytes, source: str) -> list[str]:
     table = _parse(data, source)
     if "Path" not in table.columns or table.empty:
         raise InputError(f"{source}: has no {'rows' if 'Path' in table.columns else repr('Path') + ' column'}: write one path a row below Path")
-    paths = [_checked_path(path, source, row) for row, path in enumerate(table["Path"], start=2)]
-    parts = [_BELOW_SPLIT.search(path) if "/study" in path else None for path in paths]
-    return [part.group(1) if part else path for path, part in zip(paths, parts, strict=True)]
+    return [_checked_path(path, source, row) for row, path in enumerate(table["Path"], start=2)]
+
+
+def below_split(path: str) -> str:
+    """A path of any CheXpert release from train/, valid/, val/ or test/ on; another one as it stands."""
+    part = _BELOW_SPLIT.search(path)
+    return part.group(1) if part else path
 
 
 def _identities(paths: Sequence[str], source: str) -> pd.DataFrame:

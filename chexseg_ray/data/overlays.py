@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 # by place among the pathologies: Okabe and Ito's seven, then three more that keep apart for the colour-blind
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999", "#882255", "#44AA99")
-_FILL, _LEAST = 0.30, 640  # opacity; pixels of the long side, below which an overlay is enlarged
+_FILL, _LEAST, _MOST = 0.30, 640, 8000  # opacity; pixels of the long side, below and above which an overlay is enlarged or thinned out
 
 
 def colour(place: int) -> tuple[int, int, int]:
@@ -45,17 +45,19 @@ def overlay_png(grey: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], label
     """An overlay with a legend of what is in it, as PNG bytes.
 
     Args:
-        grey: X-ray uint8 [h, w]; small ones are enlarged.
+        grey: X-ray uint8 [h, w]; small ones are enlarged, ones of more than 8000 pixels a side thinned out.
         masks: bool [K, h, w].
         labels: K texts for the legend; those of empty masks are left out.
         notice: the last line.
     """
+    step = -(-max(grey.shape) // _MOST)
+    grey, masks = grey[::step, ::step], masks[:, ::step, ::step]
     scale = max(1, -(-_LEAST // max(grey.shape)))
     if scale > 1:
         grey = np.kron(grey, np.ones((scale, scale), dtype=np.uint8))
         masks = np.repeat(np.repeat(masks, scale, axis=1), scale, axis=2)
     height, width = grey.shape
-    line = max(14, width // 36)
+    line = min(max(14, width // 36), 96)
     font = ImageFont.load_default(size=line * 0.75)
     found = [k for k in range(len(masks)) if masks[k].any()]
     texts = [(k, labels[k]) for k in found] or [(-1, "no mask above its threshold")]

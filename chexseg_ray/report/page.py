@@ -186,7 +186,8 @@ def _page(
     environment = Environment(loader=PackageLoader("chexseg_ray", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     built = {result.point for result in results.points}
     level, benchmark = config.report.interval_level, records.get(study.benchmark.address) if study.benchmark else None
-    undefined = [] if results.test is None else [n for n, there in zip(config.data.pathologies, results.test.defined, strict=True) if not there]
+    shown_by = results.test.positive.tolist() if results.test else []
+    undefined = [name for name, patients in zip(config.data.pathologies, shown_by, strict=False) if not patients]
     return environment.get_template("page.html.j2").render(
         title=config.report.title,
         built=len(results.points),

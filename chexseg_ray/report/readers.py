@@ -53,8 +53,8 @@ def compare(
 
 def _reader(reader: PointResult, test: TestSet, level: float) -> Rival:
     drawn = reader.sums["pooled"].replicates(test.weights)
-    means = mean_over_pathologies(drawn, test.defined)
-    carried = min(float(test.patients), effective_patients(drawn[:, test.defined], test.positive[test.defined]))
+    means = mean_over_pathologies(drawn, test.defined("pooled"))
+    carried = min(float(test.patients), effective_patients(drawn[:, test.defined("pooled")], test.positive[test.defined("pooled")]))
     each = [estimate([float(v)], drawn[:, k], int(test.positive[k]), level, 1) for k, v in enumerate(reader.iou["pooled"])]
     return Rival(READER, estimate([mean_of_defined(reader.iou["pooled"])], means, carried, level, 1), each, means, "benchmark")
 

@@ -30,14 +30,23 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TestSet:
-    """What all points are measured on: patients, those that show each pathology int64 [K], which pathologies are defined bool [K] (their truth
-    has a pixel), and the bootstrap's draws float32 [B, P], which serve every point."""
+    """What all points are measured on: images, patients, at each aggregation's resolution the patients that show each pathology int64 [K], and the
+    bootstrap's draws float32 [B, P], which serve every point."""
 
     patients: int
     images: int
-    positive: npt.NDArray[np.int64]
-    defined: npt.NDArray[np.bool_]
+    shown_by: dict[str, npt.NDArray[np.int64]]
     weights: npt.NDArray[np.float32]
+
+    @property
+    def positive(self) -> npt.NDArray[np.int64]:
+        """Patients that show each pathology at the resolution of the pooled IoU."""
+        return self.shown_by["pooled"]
+
+    def defined(self, aggregation: str) -> npt.NDArray[np.bool_]:
+        """bool [K], whether any patient shows a pathology."""
+        defined: npt.NDArray[np.bool_] = self.shown_by[aggregation] > 0
+        return defined
 
 
 @dataclass(frozen=True)
@@ -107,9 +116,9 @@ def read_test_set(store: Store, record: Record, pathologies: Sequence[str], repl
     """The test set as the counts of any point have it; the bootstrap draws its patients `replicates` times."""
     counts = read_counts(store.read_table(record, "counts.parquet"), pathologies)
     rows, patients = patient_rows(counts.patients)
-    defined = counts.model[:, :, 2].sum(axis=0) > 0
-    positive = positive_patients(counts.model, rows, patients)
-    return TestSet(patients, len(rows), positive, defined, patient_weights(patients, replicates, 0))
+    model, original = (positive_patients(own, rows, patients) for own in (counts.model, counts.original))
+    shown_by = {"pooled": model, "per_image": original, "per_image_true_pos_only": original}
+    return TestSet(patients, len(rows), shown_by, patient_weights(patients, replicates, 0))
 
 
 def point_results(study: Study, store: Store, records: Mapping[str, Record], pathologies: Sequence[str]) -> list[PointResult]:
@@ -192,10 +201,10 @@ def _setting(setting: SweepPoint, planned: int, points: tuple[PointResult, ...],
         drawn = np.stack([own.sums[name].replicates(test.weights) for own in points])  # [trials, B, K]
         over_trials = np.stack([drawn[~np.isnan(matrix[:, k]), :, k].mean(axis=0) if not np.isnan(matrix[:, k]).all() else drawn[0, :, k]
                                 for k in range(matrix.shape[1])], axis=1)  # fmt: skip
-        by_trial = mean_over_pathologies(drawn, test.defined)
-        carried = min(float(test.patients), effective_patients(over_trials[:, test.defined], test.positive[test.defined]))
+        by_trial = mean_over_pathologies(drawn, test.defined(name))
+        carried = min(float(test.patients), effective_patients(over_trials[:, test.defined(name)], test.shown_by[name][test.defined(name)]))
         means[name] = estimate([mean_of_defined(row) for row in matrix], by_trial.mean(axis=0), carried, level, planned)
-        each[name] = [estimate(matrix[:, k].tolist(), over_trials[:, k], int(n), level, planned) for k, n in enumerate(test.positive)]
+        each[name] = [estimate(matrix[:, k].tolist(), over_trials[:, k], int(n), level, planned) for k, n in enumerate(test.shown_by[name])]
         if name == "pooled":
             replicates = {own.point.trial: row for own, row in zip(points, by_trial.astype(np.float32), strict=True)}
             effective = carried

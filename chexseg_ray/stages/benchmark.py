@@ -8,6 +8,7 @@ FAN-OUT 2 K rows an image; one task a group of images; CPU only
 import json
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from chexseg_ray.data.images import letterbox_mask
 from chexseg_ray.data.masks import Rle, decode_rle, read_mask_json
 from chexseg_ray.errors import InputError
 from chexseg_ray.stages.counts import COUNTS, count_rows, originals
-from chexseg_ray.stages.execution import Made, Task
+from chexseg_ray.stages.execution import Made, Source, Task
 from chexseg_ray.stages.grouped import Row, group_slices, run_tasks
 from chexseg_ray.stages.pool import load_masks, unpack_masks
 
@@ -28,14 +29,7 @@ _GROUP = 32  # images whose masks at original resolution are counted by one task
 def make(task: Task) -> Made:
     """Read, check and count. An image that the file lacks counts as one without a mask, as CheXlocalize does; the record says how many."""
     names, manifest = task.step.config["pathologies"], task.inputs["manifest_test"]
-    source, name = task.open_source(), task.execution.files["benchmark_masks"]
-    assert name is not None
-    try:
-        found = read_mask_json(source.read(name), name, names, task.step.config.get("columns", {}))
-    except FileNotFoundError:
-        raise InputError(f"{source.base}/{name}: is no file: check data.root and data.benchmark_masks") from None
-    own = originals(task.store, manifest)
-    _refuse_other_sizes(found, own, name)
+    found = read_benchmark(task.open_source(), task.execution.files["benchmark_masks"], task.step.config, task.store, manifest)
     ids = sorted(task.store.read_tables(task.inputs["images_test"], "masks/", ["cxr_id"]).column("cxr_id").to_pylist())
     task.execution.start_ray()
     slices = group_slices(len(ids), _GROUP)
@@ -47,6 +41,21 @@ def make(task: Task) -> Made:
     absent = [cxr_id for cxr_id in ids if cxr_id not in found]
     metrics = {"images": len(ids), "absent": len(absent), "not_in_test": len(set(found) - set(ids))}
     return Made([task.attempt.write_table("counts.parquet", pa.Table.from_pylist(rows, schema=COUNTS))], rows=len(rows), metrics=metrics)
+
+
+def read_benchmark(source: Source, name: str | None, config: Mapping[str, Any], store: Store, manifest: Record) -> dict[str, dict[str, Rle]]:
+    """The file's masks, checked against the test split.
+
+    Raises:
+        InputError: it is not there, not CheXlocalize's, about other images, or of other sizes.
+    """
+    assert name is not None
+    try:
+        found = read_mask_json(source.read(name), name, config["pathologies"], config.get("columns", {}))
+    except FileNotFoundError:
+        raise InputError(f"{source.base}/{name}: is no file: check data.root and data.benchmark_masks, or set it to null") from None
+    _refuse_other_sizes(found, originals(store, manifest), name)
+    return found
 
 
 def _refuse_other_sizes(found: Mapping[str, Mapping[str, Rle]], own: Mapping[str, Row], name: str) -> None:

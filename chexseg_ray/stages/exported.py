@@ -4,6 +4,7 @@ The card holds what smp needs to build the network, and what is needed to use it
 what it was trained on, and the record that it comes from.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,8 @@ def export_record(store: Store, record: Record, licence: str | None) -> Exported
         "record": record.address,
         "versions": record.run["versions"],
     }
-    return ExportedModel(card, to_safetensors(tensors, {"format": "pt"}))
+    weights = to_safetensors(tensors, {"format": "pt"})
+    return ExportedModel(card | {"sha256": hashlib.sha256(weights).hexdigest()}, weights)
 
 
 def training_facts(store: Store, record: Record, licence: str | None) -> dict[str, Any]:
@@ -77,16 +79,19 @@ def training_facts(store: Store, record: Record, licence: str | None) -> dict[st
         "updates": config["num_updates"],
         "checkpoint_at": record.metrics["best_update"],
     }
-    images = next((fingerprint for role, fingerprint in record.inputs.items() if role in ("images_expert_train", "images_weak")), None)
-    found = store.find_address(f"images/{images}")
-    manifest = store.find_address(f"manifest/{found.inputs['manifest']}") if found else None
-    if manifest is None:
-        data: Any = "unknown: its manifest is not in the store"
-    elif "phantom" in manifest.inputs:
-        data = "phantom images, drawn by chexseg_ray"
-    else:
-        data = {"sha256": manifest.config["sha256"]}
-    return facts | {"data": data} | ({"licence": licence} if licence else {})
+    return facts | {"data": _data(store, record)} | ({"licence": licence} if licence else {})
+
+
+def _data(store: Store, record: Record) -> str | dict[str, str]:
+    """The data by what its CSV and mask files hold: {field: sha256}."""
+    files: dict[str, str] = {}
+    for role, fingerprint in sorted(record.inputs.items()):
+        images = store.find_address(f"images/{fingerprint}") if role.startswith("images_") else None
+        manifest = store.find_address(f"manifest/{images.inputs['manifest']}") if images else None
+        if manifest and "phantom" in manifest.inputs:
+            return "phantom images, drawn by chexseg_ray"
+        files |= manifest.config["sha256"] if manifest else {}
+    return files or "unknown: its manifests are not in the store"
 
 
 def write_model(model: ExportedModel, folder: str) -> None:
@@ -112,31 +117,56 @@ def read_model(folder: str) -> ExportedModel:
             raise InputError(f"{folder}: has no {name}: name a folder that jobs/export.py wrote") from None
     try:
         card = json.loads(found[CARD])
-    except (ValueError, RecursionError):
-        card = None
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise InputError(f"{folder}/{CARD}: is no card of {FORMAT!r}: export the model again")
+        _check(card)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{folder}/{CARD}: is no card of {FORMAT!r} ({' '.join(str(error).split())[:120]}): export the model again") from None
+    if hashlib.sha256(found[WEIGHTS]).hexdigest() != card["sha256"]:
+        raise InputError(f"{folder}/{WEIGHTS}: is not the file that {CARD} was written with: export the model again")
     return ExportedModel(card, found[WEIGHTS])
+
+
+def _check(card: Any) -> None:
+    """Refuse a card that asks for anything but a network of smp with random weights, or whose numbers cannot be."""
+    if card["format"] != FORMAT:
+        raise ValueError(f"format {card['format']!r}")
+    network, names, cuts = card["smp"], card["pathologies"], card["thresholds"]
+    unknown = set(network) - {"arch", "encoder_name", "encoder_weights", "classes", "encoder_output_stride", "decoder_atrous_rates"}
+    if unknown or network["encoder_weights"] is not None or "hub" in network["encoder_name"] or "/" in network["encoder_name"]:
+        raise ValueError(f"smp: {sorted(unknown) or network['encoder_name']} is not allowed")
+    if not (isinstance(card["size"], int) and 32 <= card["size"] <= 4096) or card["normalisation"] not in STATISTICS:
+        raise ValueError("size or normalisation is out of bounds")
+    if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names) or network["classes"] != len(names):
+        raise ValueError("pathologies are no different names, one a class")
+    if len(cuts) != len(names) or not all(isinstance(cut, float) and 0 <= cut <= 1 for cut in cuts):
+        raise ValueError("thresholds are not one number in [0, 1] for each pathology")
+    facts = card["trained_on"]
+    if not isinstance(facts["p"], int | float) or not isinstance(facts["data"], str | dict) or not isinstance(facts["expert_masks"], int):
+        raise ValueError("trained_on")
+    for name in ("pseudo_masks", "pseudo_mask_method", "encoder_initialisation"):
+        facts[name]
+    str(card["record"])
 
 
 def open_model(model: ExportedModel) -> Segmenter:
     """The network in eval mode, on the device that there is.
 
     Raises:
-        InputError: the weights are not those of the card's network.
+        InputError: the weights are not those of the card's network, or not finite.
     """
     import segmentation_models_pytorch as smp
+    import torch
+    from safetensors import SafetensorError
 
     from chexseg_ray.stages.train import training_device
 
     card, device = model.card, training_device()
     try:
         network = smp.create_model(**card["smp"])
-        network.load_state_dict(from_safetensors(model.weights)[0])
-        thresholds = np.array(card["thresholds"], dtype=np.float32)
-        if len(thresholds) != len(card["pathologies"]) or card["normalisation"] not in STATISTICS:
-            raise ValueError("thresholds or normalisation do not fit")
-        names, size = tuple(card["pathologies"]), int(card["size"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        tensors = from_safetensors(model.weights)[0]
+        network.load_state_dict(tensors)
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+            raise ValueError("weights are not finite")
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{CARD} and {WEIGHTS}: do not go together ({' '.join(str(error).split())[:200]}): export the model again") from None
-    return Segmenter(network.eval().to(device), names, thresholds, card["normalisation"], size, device)
+    thresholds = np.array(card["thresholds"], dtype=np.float32)
+    return Segmenter(network.eval().to(device), tuple(card["pathologies"]), thresholds, card["normalisation"], card["size"], device)

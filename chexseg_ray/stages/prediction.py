@@ -18,6 +18,7 @@ import torch
 from chexseg_ray.artifacts import Attempt, FileEntry, Record, Store
 from chexseg_ray.data.masks import encode_rle, exchange_entry, exchange_json
 from chexseg_ray.segmentation.inference import Segmenter
+from chexseg_ray.stages.counts import originals
 from chexseg_ray.stages.execution import Made, Task
 from chexseg_ray.stages.grouped import Row, run_actors
 from chexseg_ray.stages.segmentation import load_segmentation, threshold_array
@@ -45,6 +46,11 @@ def make(task: Task) -> Made:
         reading = task.execution.images_cpus if resources.num_gpus else resources.num_cpus
         rows = run_actors("prediction", ": groups of images predicted", items, read, PredictActor, own, resources, reading)
     entries = {cxr_id: entry for row in rows for cxr_id, entry in row["entries"].items()}
+    for cxr_id, own_image in originals(task.store, task.inputs["manifest_test"]).items():
+        if cxr_id not in entries:  # rejected, where the config allows it: no mask, as CheXlocalize counts an image that is missing
+            nothing = np.zeros((len(task.step.config["pathologies"]), own_image["height"], own_image["width"]), dtype=bool)
+            entries[cxr_id] = exchange_entry(task.step.config["pathologies"], nothing)
+    entries = dict(sorted(entries.items()))
     probabilities = [{"cxr_id": cxr_id, "probability": own} for row in rows for cxr_id, own in row["probability"].items()]
     table = pa.Table.from_pylist(probabilities, schema=pa.schema([("cxr_id", pa.string()), ("probability", pa.list_(pa.float32()))]))
     files = [FileEntry(*row["file"]) for row in rows]
@@ -75,18 +81,13 @@ class PredictActor:
         table = pq.read_table(io.BytesIO(row["data"]))
         size, names = self._segmenter.size, self._segmenter.pathologies
         sizes = list(zip(table.column("height").to_pylist(), table.column("width").to_pylist(), strict=True))
+        ids, rows = table.column("cxr_id").to_pylist(), list[dict[str, Any]]()
+        entries, probability = {}, {}
         found = self._segmenter.letterboxed(binary_column(table, "pixels", np.uint8, (size, size)), sizes)
-        ids = table.column("cxr_id").to_pylist()
-        rows: list[dict[str, Any]] = [
-            {"cxr_id": cxr_id, "height": height, "width": width, "rle": [encode_rle(mask) for mask in own.model_masks]}
-            for cxr_id, (height, width), own in zip(ids, sizes, found, strict=True)
-        ]
+        for cxr_id, (height, width), own in zip(ids, sizes, found, strict=True):
+            rows.append({"cxr_id": cxr_id, "height": height, "width": width, "rle": [encode_rle(mask) for mask in own.model_masks]})
+            entries[cxr_id], probability[cxr_id] = exchange_entry(names, own.masks), own.probability.tolist()
         part = pa.Table.from_pylist(rows, schema=mask_schema(names, size))
         entry = self._attempt.write_table(row["part"].replace("images/", "masks/"), part)
-        return {
-            "rows": len(ids),
-            "file": [entry.path, entry.size, entry.sha256],
-            "entries": {cxr_id: exchange_entry(names, own.masks) for cxr_id, own in zip(ids, found, strict=True)},
-            "probability": {cxr_id: own.probability.tolist() for cxr_id, own in zip(ids, found, strict=True)},
-            "device": str(self._segmenter.device),
-        }
+        file = [entry.path, entry.size, entry.sha256]
+        return {"rows": len(ids), "file": file, "entries": entries, "probability": probability, "device": str(self._segmenter.device)}

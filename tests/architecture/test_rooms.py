@@ -31,6 +31,7 @@ ALLOWED = {room: {"data", "errors", room} for room in SCIENCE} | {
         "cluster",
         "config",
         "demand",
+        "errors",
         "pipeline",
         "plan",
         "progress",
@@ -43,7 +44,8 @@ ALLOWED = {room: {"data", "errors", room} for room in SCIENCE} | {
     },
     "command": {"config", "errors"},
     "models": {"artifacts", "build", "choice", "config", "errors", "progress", "stages"},
-    "predict": {"artifacts", "cluster", "data", "errors", "models", "progress", "stages", "sweep"},
+    "xrays": {"artifacts", "data", "errors", "progress"},
+    "predict": {"artifacts", "cluster", "errors", "models", "progress", "stages", "sweep", "xrays"},
     "export": {"artifacts", "models", "progress", "stages"},
 }
 RAY = {"cluster", "stages", "sweep", "trials"}

@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,10 +26,11 @@ from chexseg_ray.data.pathologies import PATHOLOGIES
 from chexseg_ray.errors import InputError
 from chexseg_ray.export import run_export
 from chexseg_ray.models import load_model
-from chexseg_ray.predict import image_id, list_images, run_predict
+from chexseg_ray.predict import open_output, run_predict
 from chexseg_ray.segmentation.network import build_network
-from chexseg_ray.stages.exported import export_record, open_model, read_model
-from chexseg_ray.stages.training_state import to_safetensors
+from chexseg_ray.stages.exported import ExportedModel, export_record, open_model, read_model, write_model
+from chexseg_ray.stages.training_state import from_safetensors, to_safetensors
+from chexseg_ray.xrays import image_id, list_images
 
 OPTIONS = {"output_stride": 16, "atrous_rates": [12, 24, 36]}
 THRESHOLDS = np.linspace(0.42, 0.52, 10).astype(np.float32)
@@ -62,6 +65,10 @@ def x_rays(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def predict(model: ExportedModel, words: list[str], out: str) -> int:
+    return run_predict(model, list_images(words, out), out)
+
+
 def the_best(store: Path) -> str:
     config = tiny(store)
     study = graph(config)
@@ -79,7 +86,7 @@ def read_predictions(folder: Path) -> dict[str, dict[str, np.ndarray]]:
 @pytest.fixture(scope="module")
 def predicted(store: Path, x_rays: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("predicted")
-    assert run_predict(load_model(str(TINY), [f"store.root={store}"]), [str(x_rays)], str(out)) == 0
+    assert predict(load_model(str(TINY), [f"store.root={store}"]), [str(x_rays)], str(out)) == 0
     return out
 
 
@@ -119,7 +126,7 @@ def test_a_study_a_record_and_an_exported_folder_name_the_same_model(predicted: 
     exported = tmp_path / "exported"
     assert run_export(load_model(the_best(store)), str(exported)) == 0
     for i, name in enumerate((the_best(store), str(exported))):
-        assert run_predict(load_model(name), [str(x_rays)], str(tmp_path / str(i))) == 0
+        assert predict(load_model(name), [str(x_rays)], str(tmp_path / str(i))) == 0
         assert (tmp_path / str(i) / "predictions.json").read_bytes() == (predicted / "predictions.json").read_bytes()
 
 
@@ -131,35 +138,81 @@ def test_what_is_no_x_ray_is_rejected_by_name_and_the_rest_is_predicted(
     (tmp_path / "in" / "good.jpg").write_bytes(good)
     (tmp_path / "in" / "cut.jpg").write_bytes(good[:300])
     model = load_model(the_best(store))
-    assert run_predict(model, [str(tmp_path / "in")], str(tmp_path / "out")) == 3
+    assert predict(model, [str(tmp_path / "in")], str(tmp_path / "out")) == 3
     assert list(read_predictions(tmp_path / "out")) == ["good"]
     with (tmp_path / "out" / "rejects.csv").open() as stream:
         assert [(r["cxr_id"], r["reason"]) for r in csv.DictReader(stream)] == [("cut", "undecodable")]
     assert "rejected:" in capsys.readouterr().out
     (tmp_path / "in" / "good.jpg").unlink()
     with pytest.raises(InputError, match="1 of 1 files are no X-rays"):
-        run_predict(model, [str(tmp_path / "in")], str(tmp_path / "out"))
+        predict(model, [str(tmp_path / "in")], str(tmp_path / "out"))
 
 
-def test_files_folders_and_csv_files_are_listed(x_rays: Path) -> None:
-    (x_rays / "list.csv").write_text("Path,Note\none.jpg,x\nCheXpert-v1.0/valid/patient1/study1/view1_frontal.jpg,y\n")
-    found = list_images([str(x_rays / "list.csv")])
-    assert found == [
-        ("one", str(x_rays / "one.jpg")),
-        ("patient1_study1_view1_frontal", str(x_rays / "valid/patient1/study1/view1_frontal.jpg")),
+def listed(*words: str, out: str = "/nowhere/out") -> list[tuple[str, str]]:
+    return [(own.cxr_id, own.path) for own in list_images(words, out).files]
+
+
+def test_files_folders_and_csv_files_are_listed(x_rays: Path, tmp_path: Path) -> None:
+    shutil.copytree(x_rays, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "CheXpert-v1.0").mkdir()
+    (tmp_path / "list.csv").write_text("Path,Note\none.jpg,x\nCheXpert-v1.0/valid/patient1/study1/view1_frontal.jpg,y\nno/test/a.png,z\n")
+    assert listed(f"{tmp_path}/list.csv") == [
+        ("one", f"{tmp_path}/one.jpg"),
+        ("patient1_study1_view1_frontal", f"{tmp_path}/valid/patient1/study1/view1_frontal.jpg"),
+        ("test_a", f"{tmp_path}/test/a.png"),
     ]
-    assert [cxr_id for cxr_id, _ in list_images([str(x_rays)])] == ["one", "patient00001_study1_view1_frontal", "two"]
-    assert image_id("a b/c.d.png") == "a_b_c.d"
+    (tmp_path / "no" / "test").mkdir(parents=True)
+    shutil.copy(tmp_path / "two.png", tmp_path / "no" / "test" / "a.png")
+    assert listed(f"{tmp_path}/list.csv")[2] == ("no_test_a", f"{tmp_path}/no/test/a.png"), "a file that is where the CSV says"
+    assert [cxr_id for cxr_id, _ in listed(str(x_rays))] == ["one", "patient00001_study1_view1_frontal", "two"]
+    for word, error in (
+        ("none.png", "is no file and no folder"),
+        ("empty", "has no DICOM file and none that ends in"),
+        ("out.csv", "leaves the data root"),
+    ):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        (tmp_path / "out.csv").write_text("Path\n../secret.jpg\n")
+        with pytest.raises(InputError, match=error):
+            listed(f"{tmp_path}/{word}")
     with pytest.raises(InputError, match="both have the id 'one'"):
-        list_images([str(x_rays / "one.jpg"), str(x_rays)])
-    with pytest.raises(InputError, match="is no file and no folder"):
-        list_images([str(x_rays / "none.png")])
-    (x_rays / "empty").mkdir()
-    with pytest.raises(InputError, match="has no file that ends in"):
-        list_images([str(x_rays / "empty")])
-    (x_rays / "out.csv").write_text("Path\n../secret.jpg\n")
-    with pytest.raises(InputError, match="leaves the data root"):
-        list_images([str(x_rays / "out.csv")])
+        listed(f"{tmp_path}/one.jpg", str(x_rays))
+    with pytest.raises(InputError, match="name X-rays"):
+        listed()
+    os.symlink("/etc", tmp_path / "etc")
+    (tmp_path / "link.csv").write_text("Path\netc/hostname\n")
+    with pytest.raises(InputError, match="leads out of the CSV's folder"):
+        listed(f"{tmp_path}/link.csv")
+
+
+def test_ids_are_chexperts_or_the_name_that_the_user_sees(tmp_path: Path, x_rays: Path) -> None:
+    assert image_id("a b/c.d.png") == "a_b_c.d"
+    assert image_id("x/patient1/study2/view1_frontal.jpg") == "patient1_study2_view1_frontal"
+    assert image_id("inpatient1/study1/view1.png") == "inpatient1_study1_view1"
+    assert image_id("1.2.840.113.5") != image_id("1.2.840.113.6"), "no ending, but a number"
+    assert len(image_id("d/" * 200 + "x.png")) <= 150
+    os.symlink(x_rays / "one.jpg", tmp_path / "mine.jpg")
+    assert listed(f"{tmp_path}/mine.jpg")[0][0] == "mine", "not what the link leads to"
+    os.symlink(tmp_path, tmp_path / "loop")
+    assert [cxr_id for cxr_id, _ in listed(str(tmp_path))] == ["mine"]
+
+
+def test_predictions_made_before_are_no_x_rays(store: Path, x_rays: Path, tmp_path: Path) -> None:
+    shutil.copytree(x_rays, tmp_path / "in")
+    model, out = load_model(the_best(store)), f"{tmp_path}/in/predictions"
+    for _ in range(2):
+        assert predict(model, [f"{tmp_path}/in"], out) == 0
+        assert len(read_predictions(Path(out))) == 3
+    assert len(listed(f"{tmp_path}/in", out="/elsewhere")) == 3
+
+
+def test_options_of_a_uri_stay_with_it(tmp_path: Path, x_rays: Path) -> None:
+    found = list_images([f"file://{x_rays}"], "/nowhere")
+    assert [own.cxr_id for own in found.files] == ["one", "patient00001_study1_view1_frontal", "two"]
+    assert found.only_here is None, "a file:// URI says that every node has it"
+    assert list_images([str(x_rays)], "/nowhere").only_here is not None
+    (tmp_path / "a file").write_text("x")
+    with pytest.raises(InputError, match="is a file: name a folder"):
+        open_output(f"{tmp_path}/a file")
 
 
 def test_a_model_that_is_none_is_named(tmp_path: Path, store: Path) -> None:
@@ -169,13 +222,49 @@ def test_a_model_that_is_none_is_named(tmp_path: Path, store: Path) -> None:
         load_model(f"{store}/segmentation/000000000000")
     with pytest.raises(InputError, match="has no trained model with a validation score"):
         load_model(str(TINY), [f"store.root={tmp_path / 'empty'}"])
+    with pytest.raises(InputError, match="overrides go with a study's YAML file"):
+        load_model(the_best(store), ["segmentation.fixed_threshold=0.3"])
     (tmp_path / "model.json").write_text('{"format": "another"}')
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match="is no card of"):
         load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"smp": {"arch": "unet", "encoder_name": "resnet18", "encoder_weights": "imagenet", "classes": 10}},
+        {"smp": {"arch": "unet", "encoder_name": "tu-hf-hub:evil/x", "encoder_weights": None, "classes": 10}},
+        {"smp": {"arch": "unet", "encoder_name": "resnet18", "encoder_weights": None, "classes": 10, "aux_params": {}}},
+        {"size": 1_000_000},
+        {"thresholds": [[0.5]] * 10},
+        {"thresholds": [float("nan")] * 10},
+        {"pathologies": ["Edema"] * 10},
+        {"normalisation": "none"},
+        {"trained_on": {}},
+    ],
+)
+def test_a_card_that_asks_for_anything_else_is_refused(change: dict[str, object], store: Path, tmp_path: Path) -> None:
     model = load_model(the_best(store))
+    write_model(ExportedModel(model.card | change, model.weights), str(tmp_path))
+    with pytest.raises(InputError, match="is no card of"):
+        load_model(str(tmp_path))
+
+
+def test_weights_that_are_not_the_cards_are_refused(store: Path, tmp_path: Path) -> None:
+    model = load_model(the_best(store))
+    write_model(ExportedModel(model.card, model.weights[:-5]), str(tmp_path))
+    with pytest.raises(InputError, match=r"is not the file that model\.json was written with"):
+        load_model(str(tmp_path))
     with pytest.raises(InputError, match="do not go together"):
-        open_model(type(model)(model.card | {"smp": model.card["smp"] | {"classes": 3}}, model.weights))
+        open_model(ExportedModel(model.card | {"smp": model.card["smp"] | {"classes": 3}}, model.weights))
+    tensors, _ = from_safetensors(model.weights)
+    name = next(iter(tensors))
+    tensors[name].view(-1)[0] = float("nan")
+    with pytest.raises(InputError, match="not finite"):
+        open_model(ExportedModel(model.card, to_safetensors(tensors)))
+    with pytest.raises(InputError, match="do not go together"):
+        open_model(ExportedModel(model.card, b"junk"))
 
 
 def test_one_x_ray_needs_neither_ray_nor_a_cluster(store: Path, x_rays: Path, tmp_path: Path) -> None:
@@ -190,9 +279,11 @@ def test_one_x_ray_needs_neither_ray_nor_a_cluster(store: Path, x_rays: Path, tm
     done = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     assert "not for clinical use" in done.stdout
-    assert "10 expert masks, 8 pseudo masks (gradcam)" not in done.stdout, "what the store does not know is not said"
+    assert "trained on 10 expert masks, 8 pseudo masks (of unknown method), p = 0.5" in done.stdout
     assert "1 of 1 X-rays predicted" in done.stdout
-    bad = subprocess.run([*arguments[:3], "/nowhere", "x.png"], cwd=REPOSITORY, capture_output=True, text=True, timeout=100, check=False)
+    bad = subprocess.run(
+        [*arguments[:3], "/nowhere", str(x_rays / "one.jpg")], cwd=REPOSITORY, capture_output=True, text=True, timeout=100, check=False
+    )
     assert bad.returncode == 2
     assert bad.stderr.startswith("error: /nowhere: has no model.json")
 
@@ -208,11 +299,18 @@ def test_many_files_go_through_ray_data_to_the_same_bytes(
     for i in range(20):
         Image.fromarray(np.roll(grey, i, axis=0)).save(tmp_path / "in" / f"x{i:02d}.png")
     model = load_model(the_best(store))
-    assert run_predict(model, [str(tmp_path / "in")], str(tmp_path / "loop")) == 0
+    assert predict(model, [str(tmp_path / "in")], str(tmp_path / "loop")) == 0
     monkeypatch.setattr("chexseg_ray.stages.files.MANY", 4)
-    assert run_predict(model, [str(tmp_path / "in")], str(tmp_path / "ray")) == 0
+    monkeypatch.setattr(Store, "delete", lambda *_: None)  # parts stay
+    assert predict(model, [str(tmp_path / "in")], str(tmp_path / "ray")) == 0
     for name in ("predictions.json", "areas.csv", "overlays/x07.png"):
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "loop" / name).read_bytes(), name
+    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "ray" / "parts").iterdir()}
+    assert len(parts) == 3
+    next(iter(parts)).unlink()
+    assert predict(model, [str(tmp_path / "in")], str(tmp_path / "ray")) == 0
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "ray" / "parts").iterdir()}
+    assert sum(after[path] == parts[path] for path in parts) == 2, "a run that was stopped goes on where it was"
 
 
 def test_the_readmes_lines_load_an_exported_model_with_smp_alone(store: Path, x_rays: Path, tmp_path: Path, predicted: Path) -> None:
@@ -254,4 +352,4 @@ def test_a_model_knows_what_it_was_trained_on(store: Path) -> None:
     facts = export_record(opened, record, "CC BY 4.0").card["trained_on"]
     assert facts["licence"] == "CC BY 4.0"
     assert (facts["expert_masks"], facts["pseudo_masks"], facts["p"]) == (10, 8, 0.5)
-    assert facts["data"] == "unknown: its manifest is not in the store"
+    assert facts["data"] == "unknown: its manifests are not in the store"
