@@ -90,4 +90,13 @@ def reader_table(config: StudyConfig, comparison: Comparison) -> list[Table]:
     names = ("Task", *(rival.name for rival in rivals), *(["semi-supervised above radiologists"] if semi and reader else []))
     text = "Pooled IoU on the same test images, by the same code; models: the best setting of each kind by validation."
     title = "Radiologists and models" if reader else "The best of each kind"
-    return [Table("radiologists", title, text + (" Radiologists' intervals are over patients." if reader else ""), names, 1, tuple(rows))]
+    return [
+        Table(
+            "radiologists" if reader else "best",
+            title,
+            text + (" Radiologists' intervals are over patients." if reader else ""),
+            names,
+            1,
+            tuple(rows),
+        )
+    ]

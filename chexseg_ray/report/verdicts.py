@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from chexseg_ray.choice import Chosen
 from chexseg_ray.report.contrasts import ContrastResult
 from chexseg_ray.report.paper_tables import Cell, Links, Table
-from chexseg_ray.report.readers import Comparison
+from chexseg_ray.report.readers import READER, Comparison
 from chexseg_ray.report.results import SettingResult
 from chexseg_ray.report.tables import ends, number
 
@@ -44,7 +44,8 @@ def gap_words(comparison: Comparison, level: float) -> str:
     """How much of the gap to the radiologists semi-supervision closes."""
     gap = comparison.gap_closed
     if math.isnan(gap.mean):
-        return f"Gap to the radiologists: not said ({gap.reason})." if comparison.rivals else ""
+        there = any(rival.name == READER for rival in comparison.rivals)
+        return f"Gap to the radiologists: not said ({gap.reason})." if there else ""
     interval = f" ({_percent(level)} interval over patients {100 * gap.low:.0f} to {100 * gap.high:.0f} %)" if not gap.reason else ""
     return f"Semi-supervision closes {100 * gap.mean:.0f} %{interval} of the best weakly supervised setting's mIoU gap to the radiologists."
 

@@ -1,7 +1,6 @@
 """A store that holds a study's records with made-up counts: what a report is made from, without training anything."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +20,30 @@ def graph(config: StudyConfig) -> Study:
     return study_graph(config, SOURCES if config.data.root else {})
 
 
-def commit(store: Store, step: Step, files: dict[str, pa.Table | bytes], metrics: dict[str, Any]) -> None:
+def commit(store: Store, step: Step, files: dict[str, pa.Table | bytes], metrics: dict[str, Any], rejects: int = 0) -> None:
     attempt = store.new_attempt(step)
     entries = [attempt.write(n, f) if isinstance(f, bytes) else attempt.write_table(n, f) for n, f in files.items()]
     inputs = {role: child.fingerprint for role, child in step.inputs.items()}
     run = {"seconds": 1.0, "versions": {}}
-    store.commit(Record(step.name, step.version, step.fingerprint, dict(step.config), inputs, attempt.name, tuple(entries), 1, 0, metrics, run))
+    store.commit(Record(step.name, step.version, step.fingerprint, dict(step.config), inputs, attempt.name, tuple(entries), 1, rejects, metrics, run))
 
 
-def counts_table(pathologies: list[str], quality: float, seed: int, absent: str = "") -> pa.Table:
-    """Truth is the same for every seed; a share `quality` of it is found."""
+def counts_table(
+    pathologies: list[str], quality: float, seed: int, absent: str = "", blank: str = "", positive: tuple[str, int] = ("", 0)
+) -> pa.Table:
+    """Truth is the same for every seed; a share `quality` of it is found, none of the pathology `blank`; `positive` patients show one."""
     truth_rng, rng = np.random.default_rng(7), np.random.default_rng(seed)
     rows = []
     for image in range(IMAGES):
+        patient = image % PATIENTS
         for name in pathologies:
             truth = int(truth_rng.integers(20, 400) * (truth_rng.random() < 0.6)) * (name != absent)
+            if name == positive[0]:
+                truth = 100 * (patient < positive[1])
             for resolution, scale in (("model", 1), ("original", 9)):
-                found = int(truth * np.clip(quality + rng.normal(scale=0.1), 0, 1))
-                predicted = found + int(rng.integers(0, 40))
-                identity = {"cxr_id": f"img{image:03d}", "patient_id": f"p{image % PATIENTS}", "pathology": name, "resolution": resolution}
+                found = int(truth * np.clip(quality + rng.normal(scale=0.1), 0, 1)) * (name != blank)
+                predicted = (found + int(rng.integers(0, 40))) * (name != blank)
+                identity = {"cxr_id": f"img{image:03d}", "patient_id": f"p{patient}", "pathology": name, "resolution": resolution}
                 rows.append(identity | {"intersection": scale * found, "predicted": scale * predicted, "truth": scale * truth})
     return pa.Table.from_pylist(rows, schema=COUNTS)
 
@@ -48,23 +52,29 @@ def quality_of(point: SweepPoint) -> float:
     return 0.2 + 0.5 * min(point.p, 0.9) - 0.1 * (point.p == 1) - 0.05 * (point.method == "irnet")
 
 
-def fill(store: Path, config: StudyConfig, skip: int = 0, test_seed: int = 0, absent: str = "", same: bool = False) -> Study:
-    """Commit segmentation and evaluation of all points but the first `skip`, and the reader's; `test_seed` draws what the test set says."""
+def fill(
+    store: Path, config: StudyConfig, skip: int = 0, test_seed: int = 0, absent: str = "", same: bool = False, ids: int = 0,
+    blank: tuple[str, int] = ("", -1), positive: tuple[str, int] = ("", 0),
+) -> Study:  # fmt: skip
+    """Commit segmentation and evaluation of all points but the first `skip`, and the reader's.
+
+    `test_seed` draws what the test set says, `same` gives every point the same counts, `ids` weak images have pseudo masks, `blank` is a
+    pathology of which one trial predicts nothing, `positive` how many patients show one."""
     study, opened, names = graph(config), Store.open(str(store)), list(config.data.pathologies)
     thresholds = {name: {"threshold": 0.5, "iou": None, "source": "default"} for name in names}
     for place, (point, evaluation) in list(enumerate(study.points))[skip:]:
         score = quality_of(point) + 0.01 * point.trial
         metrics = {"thresholds": thresholds, "validation_miou": score, "history": [], "best_update": 1, "weak_ids": 8, "expert_ids": 10}
         commit(opened, evaluation.inputs["segmentation"], {}, metrics)
-        seed = 1000 * test_seed + (0 if same else place)
-        commit(opened, evaluation, {"counts.parquet": counts_table(names, quality_of(point), seed, absent)}, {})
+        seed, nothing = 1000 * test_seed + (0 if same else place), blank[0] if point.trial == blank[1] else ""
+        commit(opened, evaluation, {"counts.parquet": counts_table(names, quality_of(point), seed, absent, nothing, positive)}, {})
+    for step in study.steps():
+        if ids and step.name == "pseudo_masks":
+            commit(opened, step, {"masks/part-00000.parquet": pa.table({"cxr_id": [f"w{i:02d}" for i in range(ids)]})}, {})
     if study.benchmark:
-        commit(opened, study.benchmark, {"counts.parquet": counts_table(names, 0.9, 999, absent)}, {"images": IMAGES, "absent": 0, "not_in_test": 0})
+        counts = counts_table(names, 0.9, 999, absent, "", positive)
+        commit(opened, study.benchmark, {"counts.parquet": counts}, {"images": IMAGES, "absent": 0, "not_in_test": 0})
     return study
-
-
-def trial_of(point: SweepPoint) -> SweepPoint:
-    return replace(point, trial=-1)
 
 
 def load(path: Path) -> Any:

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
-from report.fakes import counts_table, fill, graph, load
+from report.fakes import commit, counts_table, fill, graph, load
 from scipy import stats
 from studies import REPOSITORY, TINY, tiny
 
@@ -195,13 +196,6 @@ def test_identical_trials_and_a_single_one_have_no_interval_over_trials(tmp_path
         assert {c["holm_p"] for c in contrasts if "p=1.0" not in c["second"]} <= {None}
 
 
-def test_few_positive_patients_are_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chexseg_ray.report.results.FEW_PATIENTS", 1000)
-    config = config_of(tmp_path)
-    write_report(config, fill(tmp_path, config), Store.open(str(tmp_path)))
-    assert re.search(r"0\.\d{3}\*", (tmp_path / "report" / "tiny" / "table1.csv").read_text())
-
-
 def test_half_a_study_says_what_is_missing(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     study = fill(tmp_path, config, skip=4)
@@ -249,3 +243,102 @@ def test_the_papers_own_numbers_stand_beside_a_run_of_the_papers_study(tmp_path:
     irnet = next(row for row in weak if row[0] == "resnet18-CheXpert" and row[1] == "20000")
     assert irnet[weak[0].index("IRNet paper")] == "0.156 ± 0.00000"
     assert "the paper's own number" in (folder / "index.html").read_text()
+
+
+def html(store: Path) -> str:
+    return (store / "report" / "tiny" / "index.html").read_text()
+
+
+def test_every_link_leads_somewhere_in_a_half_built_report_too(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    write_report(config, fill(tmp_path, config, skip=4), Store.open(str(tmp_path)))
+    page = html(tmp_path)
+    anchors, links = set(re.findall(r'id="([^"]+)"', page)), set(re.findall(r'href="#([^"]+)"', page))
+    assert links <= anchors
+    assert all((tmp_path / "report" / "tiny" / name).resolve().is_file() for name in re.findall(r'href="(\.\./[^"]+)"', page))
+    assert ": not built" in page
+    found = (tmp_path / "report" / "tiny" / "table1.csv").read_text()
+    assert "of 3 trials: " in found, "a setting with some of its trials says so beside its interval"
+
+
+def test_the_overlap_of_weak_sets_is_that_of_the_subsets_drawn(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    study = fill(tmp_path, config, ids=12)
+    write_report(config, study, Store.open(str(tmp_path)))
+    from chexseg_ray.segmentation.mixing import weak_subset
+
+    subsets = [set(weak_subset([f"w{i:02d}" for i in range(12)], 0, trial, 8)) for trial in range(3)]
+    share = np.mean([len(a & b) / 8 for a, b in ((subsets[0], subsets[1]), (subsets[0], subsets[2]), (subsets[1], subsets[2]))])
+    assert 0.3 < share < 1
+    assert f"weak sets of 8 share {share:.0%} of their images" in html(tmp_path)
+
+
+def test_networks_are_told_apart_everywhere(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "segmentation.encoder=[resnet18, resnet34]", "sweep.init=[random, chexpert]")
+    write_report(config, fill(tmp_path, config), Store.open(str(tmp_path)))
+    folder = tmp_path / "report" / "tiny"
+    labels = [c["contrast"] for c in load(folder / "contrasts.json")]
+    assert len(set(labels)) == len(labels) == 20
+    titles = re.findall(r"<h2[^>]*>(Table 1[^<]*)</h2>", html(tmp_path))
+    assert len(set(titles)) == len(titles) == 4
+    for name in ("figure2_iou_over_p", "figure3_initialisations"):
+        data = [(r["panel"], r["line"], r["x"]) for r in load(folder / f"{name}.json")]
+        assert len(set(data)) == len(data), name
+    found = table(folder / "table2.csv")
+    assert [row[0] for row in found[1:]] == [f"{e}-{i}" for e in ("resnet18", "resnet34") for i in ("Random", "CheXpert")], "in the paper's order"
+
+
+def test_settings_with_more_trials_are_paired_on_those_that_both_have(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "sweep.p=[0.0]", "sweep.also=[{p: [0.9], trials: 5}]", "report.contrasts=[{p: [0.9, 0.0]}, {p: [0.0, 0.9]}]")
+    write_report(config, fill(tmp_path, config), Store.open(str(tmp_path)))
+    found = load(tmp_path / "report" / "tiny" / "contrasts.json")
+    assert [c["trials"] for c in found] == [3, 3], "one a method: the same two the other way round are no second test"
+    assert all(c["p"] is not None and c["holm_p"] >= c["p"] for c in found)
+    assert "significant, Holm&#39;s p" in html(tmp_path)
+
+
+def test_a_trial_that_does_not_define_a_pathology_is_left_out_of_its_intervals(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    study = fill(tmp_path, config, blank=("Edema", 0))
+    write_report(config, study, Store.open(str(tmp_path)))
+    own = [r for r in rows(tmp_path / "report" / "tiny") if r["trial"] == "all" and r["pathology"] == "Edema" and r["p"] == "0.5"]
+    kinds = {r["interval"].split(",")[0]: r for r in own if r["aggregation"] == "per_image_true_pos_only" and r["method"] == "gradcam"}
+    assert {kind: r["n"] for kind, r in kinds.items()}["trials"] == "2"
+    assert all(r["low"] for r in kinds.values()), "two trials and the patients still vary"
+    assert {r["undefined"] for r in kinds.values()} == {"1"}
+
+
+def test_p_0_alone_without_a_reader_or_expert_masks_has_a_report(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "sweep.p=[0.0]", "data.benchmark_masks=null")
+    write_report(config, fill(tmp_path, config), Store.open(str(tmp_path)))
+    page = html(tmp_path)
+    assert "Table 2" in page
+    assert "Table 1" not in page
+    assert "adiologists" not in re.sub(r"<code>.*?</code>", "", page).replace("Gap to the radiologists: not said", "").partition("How it was made")[0]
+
+
+@pytest.mark.parametrize(("positive", "marked"), [(19, True), (20, False)])
+def test_fewer_than_20_positive_patients_are_marked(positive: int, marked: bool, tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    write_report(config, fill(tmp_path, config, positive=("Edema", positive)), Store.open(str(tmp_path)))
+    found = next(row for row in table(tmp_path / "report" / "tiny" / "table1.csv") if row[:2] == ["Edema", "CAM"])
+    assert found[2].endswith("*") == marked
+    notes = {
+        r["note"] for r in rows(tmp_path / "report" / "tiny") if r["pathology"] == "Edema" and r["trial"] == "all" and "patients" in r["interval"]
+    }
+    assert (notes == {"fewer than 20 positive patients"}) == marked
+    assert f"Edema {positive}" in html(tmp_path)
+
+
+def test_rejected_images_are_listed(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    study = fill(tmp_path, config)
+    step = next(s for s in study.steps() if s.name == "images" and s.config["split"] == "weak")
+    store = Store.open(str(tmp_path))
+    rejects = pa.table({"cxr_id": ["a"], "path": ["train/a.jpg"], "stage": ["images"], "reason": ["undecodable"]})
+    commit(store, step, {"rejects.parquet": rejects}, {}, rejects=1)
+    positive = dict.fromkeys(config.data.pathologies, 3)
+    commit(store, step.inputs["manifest"], {}, {"positive_masks": None, "positive_labels": positive, "patients": 4})
+    write_report(config, study, store)
+    assert "train/a.jpg" in html(tmp_path)
+    assert "undecodable" in html(tmp_path)

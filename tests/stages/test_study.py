@@ -14,6 +14,8 @@ from coco_evaluation import mean_iou
 from studies import REPOSITORY, TINY, Job, tiny
 
 from chexseg_ray.artifacts import Record, Store
+from chexseg_ray.build import load_study
+from chexseg_ray.choice import choose
 from chexseg_ray.data.masks import Rle, decode_rle
 from chexseg_ray.evaluation.iou import per_image_iou, pooled_iou
 from chexseg_ray.report.results import read_counts
@@ -265,6 +267,35 @@ def test_the_predictions_of_the_chosen_model_evaluated_by_chexlocalizes_rules_gi
         own = counts[(counts.cxr_id == row["cxr_id"]) & (counts.resolution == "model")].set_index("pathology")
         for name, rle in zip(names, row["rle"], strict=True):
             assert decode_rle(Rle(64, 64, rle)).sum() == own.loc[name, "predicted"]
+
+
+def test_permuted_test_masks_change_what_is_measured_and_nothing_that_is_chosen(store_copy: Path, job: Job) -> None:
+    """The masks of each test image change places among the pathologies; all that is made from the test split is made again."""
+
+    def chosen() -> dict[str, tuple[str, str, float]]:
+        config = tiny(store_copy)
+        study, _ = load_study(config)
+        store = Store.open(str(store_copy))
+        found = choose(study, store.find_all(study.steps()))
+        return {kind: (own.point.label, own.segmentation.address, own.score) for kind, own in found.items()}
+
+    def measured() -> list[str]:
+        return [line for line in (store_copy / "report" / "tiny" / "results.csv").read_text().splitlines() if ",mean," in line]
+
+    before, results, weights = chosen(), measured(), stamps(store_copy)
+    path = next(store_copy.glob("phantom/*/*/CheXlocalize/gt_segmentations_test.json"))
+    masks = json.loads(path.read_text())
+    permuted = {cxr_id: dict(zip(own, [*list(own.values())[1:], next(iter(own.values()))], strict=True)) for cxr_id, own in masks.items()}
+    path.write_text(json.dumps(permuted))
+    for record in records(store_copy).values():
+        if record.name in ("evaluation", "benchmark", "prediction") or record.config.get("split") == "test":
+            shutil.rmtree(store_copy / record.address)
+    done = job("sweep.py", str(TINY), f"store.root={store_copy}")
+    assert done.returncode == 0, done.stderr
+    assert measured() != results
+    assert chosen() == before
+    assert {p: s for p, s in stamps(store_copy).items() if "/segmentation/" in p} == {p: s for p, s in weights.items() if "/segmentation/" in p}
+    assert of(store_copy, "prediction").inputs["segmentation"] == before["semi-supervised"][1].rsplit("/", 1)[1]
 
 
 def test_the_second_reader_is_counted_as_a_prediction_is(tiny_store: Path, phantom_root: Path) -> None:
