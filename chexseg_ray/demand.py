@@ -51,8 +51,9 @@ def _words(cpus: float, gpus: float) -> str:
 
 
 def describe_nodes(nodes: Sequence[Node]) -> str:
-    """`2 nodes of 8 CPUs + 1 GPU, 1 node of no CPU`."""
-    kinds = [_words(node.get("CPU", 0.0), node.get("GPU", 0.0)) or "no CPU for work" for node in nodes]
+    """`2 nodes of 8 CPUs + 1 GPU, 1 node of no CPU`, the largest first."""
+    sizes = sorted(((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes), reverse=True)
+    kinds = [_words(*size) or "no CPU for work" for size in sizes]
     return ", ".join(f"{kinds.count(kind)} node{'s' if kinds.count(kind) > 1 else ''} of {kind}" for kind in dict.fromkeys(kinds)) or "no node"
 
 

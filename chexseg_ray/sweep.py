@@ -58,6 +58,8 @@ def run_study(config: StudyConfig, plan_only: bool = False, asked: str = "") -> 
         print_plan(planned, study, store, config)
         for line in schedule_lines([item for item in planned if not item.built], study, config):
             say(line)
+        if waiting := _unpredicted(study, store):
+            say(f"note: {len(waiting)} chosen models are still to predict the test images")
         for fault in absent:
             say(f"note: {fault} (nothing made from what is not there counts as built)")
         for split in unknown_splits(study, store, config):

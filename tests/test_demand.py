@@ -58,7 +58,10 @@ def test_steps_that_are_built_ask_for_nothing() -> None:
 
 
 def test_nodes_are_counted_by_kind() -> None:
-    assert describe_nodes([{"CPU": 8.0, "GPU": 1.0}] * 2 + [{"memory": 1.0}]) == "2 nodes of 8 CPUs + 1 GPU, 1 node of no CPU for work"
+    assert (
+        describe_nodes([{"CPU": 8.0, "GPU": 1.0}, {"memory": 1.0}, {"CPU": 8.0, "GPU": 1.0}])
+        == "2 nodes of 8 CPUs + 1 GPU, 1 node of no CPU for work"
+    )
     assert describe_nodes([]) == "no node"
 
 

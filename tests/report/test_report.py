@@ -20,7 +20,7 @@ from chexseg_ray.choice import choose
 from chexseg_ray.config import StudyConfig
 from chexseg_ray.report.page import read_results, write_report
 
-GRID = ("sweep.p=[0.0, 0.5, 0.9, 1.0]", "sweep.method=[gradcam, irnet]", "sweep.trials=3", "report.bootstrap_replicates=400")
+GRID = ("sweep.p=[0.0, 0.5, 0.9, 1.0]", "sweep.method=[gradcam, irnet]", "sweep.trials=3", "report.bootstrap_replicates=200")
 CONTRASTS = "report.contrasts=[{p: [0.9, 0.0]}, {p: [0.9, 1.0]}, {method: [irnet, gradcam], p: 0.0}, {init: [moco, chexpert]}]"
 
 

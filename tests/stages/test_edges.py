@@ -33,6 +33,7 @@ def test_p_0_without_expert_masks_runs_with_fixed_thresholds_and_the_last_checkp
     assert "last" in records(store, "classifier")[0].metrics["selected"]
 
 
+@pytest.mark.slow
 def test_p_1_without_weak_images_needs_no_classifier(tiny_store: Path, tmp_path: Path, job: Job) -> None:
     store = only_phantom(tiny_store, tmp_path / "store")
     done = job("sweep.py", str(TINY), f"store.root={store}", "data.weak_csv=null", "sweep.p=[1]", "sweep.init=[random]", "sweep.trials=1")

@@ -130,7 +130,7 @@ def test_an_annotated_lateral_is_left_out_by_the_view_not_called_unknown(user_ro
     assert rows["[frontal]"] == len(annotated) - 1
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_classifier_whose_loss_is_nan_ends_with_one_line(workers: int, store_copy: Path, private_ray: Callable[[], None]) -> None:
     resources = f"compute.classifier={{num_workers: {workers}, num_cpus: 1, num_gpus: 0, threads: 1}}"
     config = tiny(store_copy, "encoder_classifier.learning_rate=1e38", resources)

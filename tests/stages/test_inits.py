@@ -164,7 +164,8 @@ def test_moco_is_the_plain_loop_over_its_update(store_copy: Path, private_ray: S
 SHARED = "{num_workers: 2, num_cpus: 1, num_gpus: 0, threads: 1}"
 
 
-@pytest.mark.parametrize(("name", "architecture"), [pytest.param("moco", "resnet18", marks=pytest.mark.slow), ("classifier", "resnet18")])
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "architecture"), [("moco", "resnet18"), ("classifier", "resnet18")])
 def test_two_workers_train_what_one_process_trains_for_two_replicas(name: str, architecture: str, store_copy: Path, private_ray: StartRay) -> None:
     section = "moco" if name == "moco" else "encoder_classifier"
     base = (f"sweep.init=[{'moco' if name == 'moco' else 'chexpert'}]", "sweep.p=[1.0]", f"{section}.num_replicas=2", f"{section}.num_updates=3")

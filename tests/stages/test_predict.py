@@ -32,6 +32,8 @@ from chexseg_ray.stages.exported import ExportedModel, export_record, open_model
 from chexseg_ray.stages.training_state import from_safetensors, to_safetensors
 from chexseg_ray.xrays import image_id, list_images
 
+pytestmark = pytest.mark.ray  # one of them starts it, others whole jobs
+
 OPTIONS = {"output_stride": 16, "atrous_rates": [12, 24, 36]}
 THRESHOLDS = np.linspace(0.42, 0.52, 10).astype(np.float32)
 
@@ -288,7 +290,6 @@ def test_one_x_ray_needs_neither_ray_nor_a_cluster(store: Path, x_rays: Path, tm
     assert bad.stderr.startswith("error: /nowhere: has no model.json")
 
 
-@pytest.mark.ray
 def test_many_files_go_through_ray_data_to_the_same_bytes(
     store: Path, x_rays: Path, tmp_path: Path, private_ray: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:

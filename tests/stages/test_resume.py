@@ -46,7 +46,7 @@ def weights_of(store: Path, step: Step) -> tuple[str, list[dict[str, float]]]:
 
 @pytest.mark.parametrize(
     ("name", "architecture"),
-    [("classifier", "resnet18"), pytest.param("moco", None, marks=pytest.mark.slow), ("irnet", None), ("segmentation", None)],
+    [*(pytest.param(*own, marks=pytest.mark.slow) for own in (("classifier", "resnet18"), ("moco", None), ("irnet", None))), ("segmentation", None)],
 )
 def test_a_killed_training_ends_byte_equal_to_an_undisturbed_one(
     name: str, architecture: str | None, irnet_copy: Path, tmp_path: Path, private_home: dict[str, str]
