@@ -1,5 +1,6 @@
 """Figure 4: the truth and the chosen models' masks on test images that no model had a say in choosing."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,6 +89,6 @@ def draw_examples(rows: Sequence[Example], pathologies: Sequence[str], names: Ma
             ax.imshow(overlay(example.grey, shown, 1), interpolation="nearest")
             ax.set_xticks([])
             ax.set_yticks([])
-            ax.set_title("\n".join([column, *([names[column]] if column in names else [])]), fontsize=8)
+            ax.set_title("\n".join([column, *(textwrap.wrap(names[column], 30) if column in names else [])]), fontsize=8)
         line[0].set_ylabel(example.pathology, fontsize=9)
     return figure_bytes(drawn)

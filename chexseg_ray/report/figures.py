@@ -156,8 +156,9 @@ def draw(figure: Figure, level: float) -> dict[str, bytes]:
     legend = f"{100 * level:g} % intervals over trials and patients" + (
         "\n(radiologists: over patients)" if READER in figure.panels.get("", {}) else ""
     )
-    if axes.flat[0].get_legend_handles_labels()[0]:
-        axes.flat[0].legend(frameon=False, fontsize=8, title=legend, title_fontsize=8)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    if handles:
+        drawn.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False, fontsize=8, title=legend, title_fontsize=8)
     return figure_bytes(drawn)
 
 
