@@ -52,17 +52,17 @@ class Patients:
         return np.stack([found, np.rint(found + self.wrong), self.truth], axis=-1).astype(np.int64)[:, None]
 
 
-def true_iou(prevalence: float, rng: np.random.Generator) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def true_iou(prevalence: float, rng: np.random.Generator, trial_sd: float = TRIAL_SD) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Pooled IoU in the population on a grid of qualities: (qualities, values)."""
-    grid = QUALITY + TRIAL_SD * np.linspace(-4, 4, 33)
+    grid = QUALITY + trial_sd * np.linspace(-4, 4, 33)
     people = Patients.draw(200_000, prevalence, rng)
     totals = [people.counts(quality, rng)[:, 0].sum(axis=0) for quality in grid]
     return grid, np.array([i / (p + t - i) for i, p, t in totals])
 
 
 def _expected(grid: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> float:
-    """Over the trials' qualities."""
-    return float(np.average(values, weights=np.exp(-0.5 * ((grid - QUALITY) / TRIAL_SD) ** 2)))
+    """Over the trials' qualities, of which the grid has four standard deviations on each side."""
+    return float(np.average(values, weights=np.exp(-0.5 * np.linspace(-4, 4, len(grid)) ** 2)))
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,12 @@ class Coverage:
     blank: float
 
 
-def simulate(patients: int, prevalence: float, trials: int, simulations: int, seed: int, replicates: int = REPLICATES) -> Coverage:
+def simulate(
+    patients: int, prevalence: float, trials: int, simulations: int, seed: int, replicates: int = REPLICATES, trial_sd: float = TRIAL_SD
+) -> Coverage:
     """Coverage of the intervals over simulated studies."""
     rng = np.random.default_rng([seed, patients, round(1000 * prevalence), trials])
-    grid, values = true_iou(prevalence, rng)
+    grid, values = true_iou(prevalence, rng, trial_sd)
     expected = _expected(grid, values)
     hits = {"patients": 0, "both": 0, "hierarchical": 0, "false": 0}
     positives = blank = 0
@@ -88,7 +90,7 @@ def simulate(patients: int, prevalence: float, trials: int, simulations: int, se
         people = Patients.draw(patients, prevalence, rng)
         positive = len(np.unique(people.rows[people.truth > 0]))
         positives += positive
-        qualities = rng.normal(QUALITY, TRIAL_SD, size=2 * trials)  # two settings that do not differ
+        qualities = rng.normal(QUALITY, trial_sd, size=2 * trials)  # two settings that do not differ
         sums = [pooled_sums(people.counts(quality, rng), people.rows, patients) for quality in qualities]
         together = PatientSums(*(np.concatenate([getattr(s, part) for s in sums], axis=1) for part in ("numerator", "denominator", "truth")))
         own, weights = together.estimate(), patient_weights(patients, replicates, simulation)
@@ -167,6 +169,11 @@ def main() -> None:
             for trials in (3, 5):
                 c = simulate(patients, prevalence, trials, simulations, 0)
                 _print(f"{patients:8} {prevalence:10.1f} {c.positives:8.0f} {trials:6}", c)
+    print(f"one pathology, trials that vary four times as much\npatients prevalence positive trials {names}")
+    for patients in (200, 500):
+        for trials in (3, 5):
+            c = simulate(patients, 0.3, trials, simulations, 0, trial_sd=4 * TRIAL_SD)
+            _print(f"{patients:8} {0.3:10.1f} {c.positives:8.0f} {trials:6}", c)
     print(f"mean of ten pathologies\npatients of which with fewer than 20 positives, trials {names}")
     for patients in (100, 200, 500):
         for trials in (3, 5):
