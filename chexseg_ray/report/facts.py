@@ -33,6 +33,14 @@ def failures(study: Study, store: Store, built: Collection[SweepPoint]) -> list[
     return [*failed, *(f"{label}: {number} trial{'s' if number > 1 else ''} not built" for label, number in waiting.items())]
 
 
+def expert_masks(study: Study, records: Mapping[str, Record]) -> int | None:
+    """How many expert training images were accepted; None before they are decoded."""
+    for step in study.upstream():
+        if step.name == "images" and step.config["split"] == "expert_train" and (images := records.get(step.address)):
+            return images.rows
+    return None
+
+
 def split_rows(study: Study, records: Mapping[str, Record], pathologies: Sequence[str]) -> list[list[str]]:
     """Split, images, rejected, patients, and images that show each pathology."""
     rows = []

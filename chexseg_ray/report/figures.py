@@ -44,8 +44,8 @@ def _finite(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def figures(pathologies: Sequence[str], settings: Sequence[SettingResult], comparison: Comparison) -> list[Figure]:
-    """Every figure that the study has something to show in."""
+def figures(pathologies: Sequence[str], settings: Sequence[SettingResult], comparison: Comparison, expert_masks: int | None = None) -> list[Figure]:
+    """Every figure that the study has something to show in; `expert_masks` is what a setting without num_expert uses, where it is known."""
     shown = [name for name in _PANELS if name in pathologies] or list(pathologies[:3])
     over_p = {"(a) mean IoU": curves(settings)} | {f"({'bcd'[i]}) {name}": curves(settings, pathologies.index(name)) for i, name in enumerate(shown)}
     out = [Figure("figure2_iou_over_p", "Figure 2: IoU over p", "p, the probability of an expert mask", over_p)]
@@ -59,7 +59,7 @@ def figures(pathologies: Sequence[str], settings: Sequence[SettingResult], compa
         }
         title = "Figure 5: radiologists and models" if comparison.rivals[0].name == READER else "Figure 5: the best of each kind (no radiologists)"
         out.append(Figure("figure5_radiologists", title, "", {"": bars}, bars=True))
-    if budget := budget_curves(settings):
+    if budget := budget_curves(settings, expert_masks):
         label = "expert masks that training and tuning may use (validation masks come on top)"
         out.append(Figure("miou_over_num_expert", "What the next expert mask is worth", label, {"mean IoU": budget}))
     return out
@@ -91,12 +91,15 @@ def curves(settings: Sequence[SettingResult], pathology: int | None = None) -> C
     return _labelled(mixed or lines, "p", pathology)
 
 
-def budget_curves(settings: Sequence[SettingResult]) -> Curves:
-    """{label: [(num_expert, mean, low, high)]}: what the next expert mask is worth. Empty unless a study has several num_expert."""
+def budget_curves(settings: Sequence[SettingResult], expert_masks: int | None) -> Curves:
+    """{label: [(num_expert, mean, low, high)]}: what the next expert mask is worth. Empty unless a study has several num_expert; one that is null
+    stands at `expert_masks`."""
     lines: dict[SweepPoint, list[SettingResult]] = {}
     for result in _defined(settings, None):
-        if result.setting.num_expert is not None:
-            lines.setdefault(replace(result.setting, num_expert=None), []).append(result)
+        number = result.setting.num_expert or expert_masks
+        if number is not None:
+            placed = replace(result, setting=replace(result.setting, num_expert=number))
+            lines.setdefault(replace(result.setting, num_expert=None), []).append(placed)
     return _labelled({key: line for key, line in lines.items() if len(line) > 1}, "num_expert", None)
 
 

@@ -15,7 +15,7 @@ from chexseg_ray.pipeline import Study, SweepPoint, prediction
 from chexseg_ray.progress import say
 from chexseg_ray.report.contrasts import ContrastResult, contrast_results
 from chexseg_ray.report.examples import draw_examples, examples
-from chexseg_ray.report.facts import failures, licence_note, making_facts, overlap_words, reject_rows, split_rows
+from chexseg_ray.report.facts import expert_masks, failures, licence_note, making_facts, overlap_words, reject_rows, split_rows
 from chexseg_ray.report.figures import draw, figures
 from chexseg_ray.report.paper import CAUTION, is_paper
 from chexseg_ray.report.paper import gap_words as paper_gap
@@ -128,7 +128,8 @@ def _write(config: StudyConfig, study: Study, store: Store, records: Mapping[str
     pathologies, level = config.data.pathologies, config.report.interval_level
     files: dict[str, bytes] = {}
     pictures: list[tuple[str, str]] = []
-    for figure in figures(pathologies, results.settings, results.comparison) if results.points else []:
+    masks = expert_masks(study, records)
+    for figure in figures(pathologies, results.settings, results.comparison, masks) if results.points else []:
         drawn = draw(figure, level)
         files |= {f"{figure.name}.{kind}": content for kind, content in drawn.items()}
         files[f"{figure.name}.json"] = _json(figure.data())

@@ -20,12 +20,14 @@ def graph(config: StudyConfig) -> Study:
     return study_graph(config, SOURCES if config.data.root else {})
 
 
-def commit(store: Store, step: Step, files: dict[str, pa.Table | bytes], metrics: dict[str, Any], rejects: int = 0) -> None:
+def commit(store: Store, step: Step, files: dict[str, pa.Table | bytes], metrics: dict[str, Any], rejects: int = 0, rows: int = 1) -> None:
     attempt = store.new_attempt(step)
     entries = [attempt.write(n, f) if isinstance(f, bytes) else attempt.write_table(n, f) for n, f in files.items()]
     inputs = {role: child.fingerprint for role, child in step.inputs.items()}
     run = {"seconds": 1.0, "versions": {}}
-    store.commit(Record(step.name, step.version, step.fingerprint, dict(step.config), inputs, attempt.name, tuple(entries), 1, rejects, metrics, run))
+    store.commit(
+        Record(step.name, step.version, step.fingerprint, dict(step.config), inputs, attempt.name, tuple(entries), rows, rejects, metrics, run)
+    )
 
 
 def counts_table(
