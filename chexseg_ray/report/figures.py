@@ -147,8 +147,10 @@ def draw(figure: Figure, level: float) -> dict[str, bytes]:
     rows = -(-count // columns)
     wide = 9.6 if figure.bars and count == 1 else 6.4 if count == 1 else 10.4
     drawn, axes = plt.subplots(rows, columns, figsize=(wide, 3.9 * rows), layout="constrained", squeeze=False)
+    names = dict.fromkeys(name for lines in figure.panels.values() for name in lines)
+    colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}
     for ax, (title, lines) in zip(axes.flat, figure.panels.items(), strict=False):
-        (_draw_bars if figure.bars else _draw_lines)(ax, lines)
+        (_draw_bars if figure.bars else _draw_lines)(ax, lines, colours)
         ax.set_title(title, fontsize=10, loc="left")
         ax.set_xlabel(figure.x_label)
         ax.set_ylabel("IoU (pooled)")
@@ -159,9 +161,13 @@ def draw(figure: Figure, level: float) -> dict[str, bytes]:
     legend = f"{100 * level:g} % intervals over trials and patients" + (
         "\n(radiologists: over patients)" if READER in figure.panels.get("", {}) else ""
     )
-    handles, labels = axes.flat[0].get_legend_handles_labels()
+    handles: dict[str, Any] = {}
+    for ax in axes.flat:
+        handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     if handles:
-        drawn.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False, fontsize=8, title=legend, title_fontsize=8)
+        drawn.legend(
+            list(handles.values()), list(handles), loc="outside upper left", ncols=4, frameon=False, fontsize=8, title=legend, title_fontsize=8
+        )
     return figure_bytes(drawn)
 
 
@@ -184,13 +190,15 @@ def _bars(mean: float, low: float, high: float) -> tuple[float, float]:
     return (0.0, 0.0) if math.isnan(low) else (max(0.0, mean - max(0.0, low)), max(0.0, high - mean))
 
 
-def _draw_lines(ax: Any, lines: Mapping[str, Sequence[Ends]]) -> None:
+def _draw_lines(ax: Any, lines: Mapping[str, Sequence[Ends]], colours: Mapping[str, str]) -> None:
     width = max((x for line in lines.values() for x, *_ in line), default=0.0) or 1.0
     for i, (label, line) in enumerate(lines.items()):
         aside = 0.008 * width * (i - (len(lines) - 1) / 2)  # so that no bar hides another
         both = [_bars(mean, low, high) for _, mean, low, high in line]
-        x, means, colour = [x + aside for x, *_ in line], [mean for _, mean, *_ in line], _COLOURS[i % len(_COLOURS)]
-        ax.errorbar(x, means, yerr=list(zip(*both, strict=True)), label=label, color=colour, marker="o", markersize=4, capsize=3, linewidth=1.5)
+        x, means = [x + aside for x, *_ in line], [mean for _, mean, *_ in line]
+        ax.errorbar(
+            x, means, yerr=list(zip(*both, strict=True)), label=label, color=colours[label], marker="o", markersize=4, capsize=3, linewidth=1.5
+        )
     ax.set_xlim(-0.04 * width, 1.04 * width)
     _limit(ax, [row for line in lines.values() for row in line])
 
@@ -203,7 +211,7 @@ def _limit(ax: Any, rows: Sequence[tuple[Any, float, float, float]]) -> None:
         ax.set_ylim(0, min(1.0, 1.9 * top, 1.08 * max([1.1 * top, *highs])))
 
 
-def _draw_bars(ax: Any, series: Mapping[str, Sequence[tuple[str, float, float, float]]]) -> None:
+def _draw_bars(ax: Any, series: Mapping[str, Sequence[tuple[str, float, float, float]]], colours: Mapping[str, str]) -> None:
     groups = list(dict.fromkeys(group for points in series.values() for group, *_ in points))
     each = 0.8 / max(1, len(series))
     for i, (label, points) in enumerate(series.items()):
@@ -211,7 +219,7 @@ def _draw_bars(ax: Any, series: Mapping[str, Sequence[tuple[str, float, float, f
         both = [_bars(mean, low, high) for _, mean, low, high in own]
         errors = list(zip(*both, strict=True)) if own else None
         x, means, style = [x for x, *_ in own], [mean for _, mean, *_ in own], {"linewidth": 1}
-        ax.bar(x, means, each, yerr=errors, label=label, color=_COLOURS[i % len(_COLOURS)], capsize=2, error_kw=style)
+        ax.bar(x, means, each, yerr=errors, label=label, color=colours[label], capsize=2, error_kw=style)
     many = len(groups) > 5
     ax.set_xticks(range(len(groups)), groups, rotation=35 if many else 0, ha="right" if many else "center", fontsize=8)
     _limit(ax, [row for points in series.values() for row in points])

@@ -149,7 +149,7 @@ def _plus_minus(config: StudyConfig, result: SettingResult | None, links: Links)
         return Cell("–", "not built")
     own, paper = result.mean["pooled"].trials, table_2_value(config, result.setting)
     half = f" ± {(own.high - own.low) / 2:.5f}" if not own.reason else ""
-    return Cell(number(own.mean) + half, partial_words(result) + own.reason, links[result.setting], paper)
+    return Cell(number(own.mean) + half, (partial_words(result) + own.reason).removesuffix(": "), links[result.setting], paper)
 
 
 def estimate_cell(own: Estimate, link: str) -> Cell:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from studies import REPOSITORY, TINY, tiny
 from chexseg_ray.artifacts import Store
 from chexseg_ray.choice import choose
 from chexseg_ray.config import StudyConfig
+from chexseg_ray.report.figures import Figure, draw
 from chexseg_ray.report.page import read_results, write_report
 
 GRID = ("sweep.p=[0.0, 0.5, 0.9, 1.0]", "sweep.method=[gradcam, irnet]", "sweep.trials=3", "report.bootstrap_replicates=200")
@@ -187,6 +189,16 @@ def test_each_figure_is_png_and_svg_with_its_data(whole: tuple[Path, StudyConfig
     bars = {(r["panel"], r["x"]) for r in load(folder / "figure3_initialisations.json")}
     assert ("(a) fully supervised", "Random") in bars
     assert ("(b) weakly supervised, 8 weak images", "CheXpert") in bars
+
+
+def test_every_line_of_every_panel_is_in_the_legend_in_its_own_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("chexseg_ray.report.figures.figure_bytes", lambda figure: drawn.append(figure) or {})
+    bar = [("Random", 0.4, 0.3, 0.5)]
+    draw(Figure("f", "F", "", {"(a)": {"expert masks": bar}, "(b)": {"CAM": bar, "IRNet": bar}}, bars=True), 0.95)
+    legend = drawn[0].legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["expert masks", "CAM", "IRNet"]
+    assert len({handle.get_facecolor() for handle in legend.get_patches()}) == 3
 
 
 @pytest.mark.usefixtures("undrawn")
