@@ -17,8 +17,8 @@ def load_model(name: str, overrides: Sequence[str] = ()) -> ExportedModel:
     """The model that a command line names.
 
     Args:
-        name: a study's YAML file (the best model of the study, by validation), the folder of a segmentation record in a store, or a folder
-            that jobs/export.py wrote.
+        name: a study's YAML file (the best model of the study, by validation), the folder of a segmentation record in a store or of the
+            evaluation of one, or a folder that jobs/export.py wrote.
         overrides: `section.field=value` for a study.
 
     Raises:
@@ -29,13 +29,16 @@ def load_model(name: str, overrides: Sequence[str] = ()) -> ExportedModel:
     if overrides:
         raise InputError(f"{overrides[0]}: {name} is a model as it was trained; overrides go with a study's YAML file")
     plain, _, options = name.partition("?") if "://" in name else (str(Path(name).expanduser().absolute()), "", "")
-    root, _, address = plain.rstrip("/").rpartition("/segmentation/")
-    if address and "/" not in address:
+    root, stage, address = plain.rstrip("/").rsplit("/", 2) if plain.count("/") > 1 else ("", "", "")
+    if stage in ("segmentation", "evaluation"):
         store = Store.open(f"{root}?{options}" if options else root)
-        record = store.find_address(f"segmentation/{address}")
-        if record is None:
+        record = store.find_address(f"{stage}/{address}")
+        if record is not None and stage == "evaluation":
+            record = store.find_address(f"segmentation/{record.inputs['segmentation']}")
+        if record is not None:
+            return export_record(store, record, None)
+        if stage == "segmentation":
             raise InputError(f"{name}: is no record of a segmentation network: name the folder segmentation/... of a store that holds record.json")
-        return export_record(store, record, None)
     return read_model(name)
 
 

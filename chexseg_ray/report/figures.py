@@ -150,10 +150,10 @@ def draw(figure: Figure, level: float) -> dict[str, bytes]:
     names = dict.fromkeys(name for lines in figure.panels.values() for name in lines)
     colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}
     for ax, (title, lines) in zip(axes.flat, figure.panels.items(), strict=False):
+        ax.set_ylabel("IoU (pooled)")
         (_draw_bars if figure.bars else _draw_lines)(ax, lines, colours)
         ax.set_title(title, fontsize=10, loc="left")
         ax.set_xlabel(figure.x_label)
-        ax.set_ylabel("IoU (pooled)")
         ax.set_ylim(bottom=0)
         ax.grid(alpha=0.3, axis="y")
     for ax in list(axes.flat)[count:]:
@@ -204,11 +204,13 @@ def _draw_lines(ax: Any, lines: Mapping[str, Sequence[Ends]], colours: Mapping[s
 
 
 def _limit(ax: Any, rows: Sequence[tuple[Any, float, float, float]]) -> None:
-    """Room for the intervals; one that is very wide is cut off, not the others squeezed."""
+    """Room for the intervals; one that is very wide is cut off, not the others squeezed, and the axis says so."""
     means, highs = [mean for _, mean, *_ in rows if mean == mean], [high for *_, high in rows if high == high]
     top = max(means, default=0.0)
     if top > 0:
         ax.set_ylim(0, min(1.0, 1.9 * top, 1.08 * max([1.1 * top, *highs])))
+    if any(high > ax.get_ylim()[1] for high in highs):
+        ax.set_ylabel("IoU (pooled); wide intervals are cut off")
 
 
 def _draw_bars(ax: Any, series: Mapping[str, Sequence[tuple[str, float, float, float]]], colours: Mapping[str, str]) -> None:

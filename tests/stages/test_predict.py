@@ -220,6 +220,9 @@ def test_options_of_a_uri_stay_with_it(tmp_path: Path, x_rays: Path) -> None:
 def test_a_model_that_is_none_is_named(tmp_path: Path, store: Path) -> None:
     with pytest.raises(InputError, match=r"has no model\.json"):
         load_model(str(tmp_path))
+    point, evaluation = graph(tiny(store)).points[0]
+    commit(Store.open(str(store)), evaluation, {}, {})
+    assert load_model(f"{store}/{evaluation.address}").card["record"] == evaluation.inputs["segmentation"].address, f"the network of {point.label}"
     with pytest.raises(InputError, match="is no record of a segmentation network"):
         load_model(f"{store}/segmentation/000000000000")
     with pytest.raises(InputError, match="has no trained model with a validation score"):
