@@ -26,7 +26,7 @@ from chexseg_ray.cluster import RaySession
 from chexseg_ray.config import StudyConfig, load_config
 from chexseg_ray.plan import plan, print_plan
 from chexseg_ray.segmentation.mixing import weak_subset
-from chexseg_ray.stages.evaluation import COUNTS
+from chexseg_ray.stages.counts import COUNTS
 from chexseg_ray.stages.grouped import run_tasks
 from chexseg_ray.stages.images import group_items
 from chexseg_ray.sweep import run_study
@@ -58,10 +58,11 @@ def config_of(points: int, root: str) -> StudyConfig:
 def fabricate(step: Step, store: Store, counts: pa.Table) -> None:
     """A record as if the step were built."""
     attempt = store.new_attempt(step)
-    files = (attempt.write_table("counts.parquet", counts),) if step.name == "evaluation" else ()
+    files = (attempt.write_table("counts.parquet", counts),) if step.name in ("evaluation", "benchmark") else ()
     names = step.config.get("pathologies", [])
     metrics = {"validation_auroc": 0.5, "selected": "best", "positive_masks": dict.fromkeys(names, 1), "positive_labels": {}}
-    metrics |= {"patients": 1, "thresholds": {}}
+    metrics |= {"patients": 1, "thresholds": {}, "images": 20, "absent": 0}
+    metrics |= {"validation_miou": None, "history": [], "best_update": 1}  # nothing is chosen, so that nothing is predicted
     inputs = {role: child.fingerprint for role, child in step.inputs.items()}
     run = {"seconds": 1.0, "versions": {}}
     store.commit(Record(step.name, step.version, step.fingerprint, dict(step.config), inputs, attempt.name, files, 20, 0, metrics, run))
@@ -105,7 +106,7 @@ def images_part(images: int, root: str) -> None:
     """A CSV, its manifest, a subset."""
     data = Path(root) / "data"
     (data / "CheXpert-v1.0").mkdir(parents=True)
-    without_experts = ["data.expert_csv=null", "data.expert_masks=null", "sweep.p=[0]", "pseudo_masks.thresholds=otsu"]
+    without_experts = ["data.expert_csv=null", "data.expert_masks=null", "data.benchmark_masks=null", "sweep.p=[0]", "pseudo_masks.thresholds=otsu"]
     without_experts += ["segmentation.thresholds=fixed", "segmentation.checkpoint=last"]
     config = load_config(TINY, [f"store.root={root}/store", f"data.root={data}", *without_experts])
     header = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *(n.replace("Airspace", "Lung") for n in config.data.pathologies)]

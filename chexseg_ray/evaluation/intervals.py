@@ -7,6 +7,7 @@ patients alone (percentile bootstrap), or both (variances added, a t quantile fo
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +84,7 @@ def percentile_interval(mean: float, replicates: Floats, patients: float, level:
     return Interval(mean, float(low), float(high), int(patients), "")
 
 
+@cache
 def expanded_tail(level: float, n: float) -> float:
     """The share of replicates below an expanded percentile interval: Phi(-sqrt(n / (n - 1)) t), below (1 - level) / 2."""
     from scipy.stats import norm
