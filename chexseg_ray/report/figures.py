@@ -222,6 +222,6 @@ def _draw_bars(ax: Any, series: Mapping[str, Sequence[tuple[str, float, float, f
         errors = list(zip(*both, strict=True)) if own else None
         x, means, style = [x for x, *_ in own], [mean for _, mean, *_ in own], {"linewidth": 1}
         ax.bar(x, means, each, yerr=errors, label=label, color=colours[label], capsize=2, error_kw=style)
-    many = len(groups) > 5
+    many = sum(map(len, groups)) > 45  # characters, side by side
     ax.set_xticks(range(len(groups)), groups, rotation=35 if many else 0, ha="right" if many else "center", fontsize=8)
     _limit(ax, [row for points in series.values() for row in points])
