@@ -206,7 +206,8 @@ def test_a_jobs_exit_code_is_the_studys(head: Head, tmp_path: Path) -> None:
     for package in packages:
         uploaded = {path.name for path in package.iterdir()}
         assert {"jobs", "configs", "chexseg_ray"} <= uploaded
-        assert not uploaded & {"tests", "docs", "benchmarks", ".git", ".venv", ".ci"}
+        assert not uploaded & {"tests", "docs", ".git", ".venv", ".ci"}
+        assert {path.suffix for path in (package / "benchmarks").iterdir()} == {".yaml"}, "studies, which a job may name"
 
 
 @pytest.mark.slow
