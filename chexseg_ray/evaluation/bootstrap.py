@@ -78,6 +78,11 @@ def positive_patients(counts: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
     return positive
 
 
+def patients_with_any(counts: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], patients: int) -> int:
+    """How many patients have a true pixel of any pathology; arguments as pooled_sums."""
+    return int((_by_patient(counts[..., 2].astype(np.float64), rows, patients) > 0).any(axis=1).sum())
+
+
 def patient_weights(patients: int, replicates: int, seed: int) -> npt.NDArray[np.float32]:
     """float32 [B, P]: how often each of B replicates draws each of P patients, with replacement. One draw serves all settings, so that
     differences between them are paired."""
@@ -90,15 +95,16 @@ def mean_over_pathologies(values: Floats, defined: npt.NDArray[np.bool_]) -> Flo
     return nan_mean(np.moveaxis(values[..., defined], -1, 0))
 
 
-def effective_patients(replicates: Floats, positive: npt.NDArray[np.int64]) -> float:
+def effective_patients(replicates: Floats, positive: npt.NDArray[np.int64], most: int) -> float:
     """How many patients a mean over pathologies rests on: its degrees of freedom + 1 by Satterthwaite's formula over the pathologies' variances,
     each with those of its own positive patients. A pathology that few patients show, and that varies much, makes them few.
 
     Args:
         replicates: float64 [B, K] of the defined pathologies.
         positive: patients that show each, int64 [K].
+        most: patients that show any of them, which the formula may exceed where the same ones show several.
     """
     variances = np.array([np.var(own[~np.isnan(own)]) if (~np.isnan(own)).any() else 0.0 for own in replicates.T])
     if not variances.sum() > 0:
         return float(positive.max(initial=0))
-    return float(variances.sum() ** 2 / (variances**2 / np.maximum(positive - 1, 1)).sum()) + 1
+    return min(float(most), float(variances.sum() ** 2 / (variances**2 / np.maximum(positive - 1, 1)).sum()) + 1)

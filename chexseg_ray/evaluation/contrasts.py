@@ -42,9 +42,9 @@ def paired_difference(
     Args:
         first: one value a trial, in the order of `second`'s; trial t of both shares weak subset and seed.
         second: the other setting's.
-        first_replicates: float64 [B], the mean over the trials on resampled patients.
+        first_replicates: float64 [B, n], each trial's value on resampled patients.
         second_replicates: the other setting's, on the same resampled patients.
-        patients: how many the estimate rests on.
+        patients: how many the difference rests on.
         level: coverage in (0, 1).
 
     Raises:
@@ -55,7 +55,7 @@ def paired_difference(
     values = [a - b for a, b in zip(first, second, strict=True)]
     replicates = first_replicates - second_replicates
     both = combined_interval(values, replicates, patients, level, cochran_cox_t)
-    alone = percentile_interval(both.interval.mean, replicates, patients, level)
+    alone = percentile_interval(both.interval.mean, replicates.mean(axis=1), patients, level)
     return Difference(t_interval(values, level), alone, both, p_value(both, cochran_cox_t))
 
 
@@ -75,7 +75,7 @@ def power(difference: float, trial_variance: float, patient_variance: float, tri
     Args:
         difference: the true one.
         trial_variance: between trials, of one trial's difference.
-        patient_variance: of the difference when patients are drawn anew.
+        patient_variance: of the difference when patients are drawn anew, as far as the trials share it.
         trials: n, at least 2.
         patient_df: degrees of freedom of the patients' variance.
         level: 1 - the test's significance level.
@@ -92,7 +92,7 @@ def power(difference: float, trial_variance: float, patient_variance: float, tri
 
 def trials_needed(both: Combined, level: float, wanted: float = 0.8) -> int | None:
     """The smallest number of trials, on these patients, with which a true difference of the observed size is found with probability
-    `wanted`; None when no number up to 1000 does, as the patients' variance stays."""
+    `wanted`; None when no number up to 1000 does, as the patients' shared variance stays."""
     mean, n = both.interval.mean, both.interval.n
     if both.interval.reason or not mean:
         return None
@@ -104,15 +104,17 @@ def trials_needed(both: Combined, level: float, wanted: float = 0.8) -> int | No
 
 
 def patients_needed(both: Combined, patients: int, level: float, wanted: float = 0.8) -> int | None:
-    """The same for patients of the test set, with these trials, when the patients' variance falls as 1 / P: not below the present number; None
-    when not even 1000 times as many do."""
+    """The same for patients of the test set, with these trials, when what comes of patients, in each trial alone too, falls as 1 / P: not below
+    the present number; None when not even 1000 times as many do."""
     mean, n = both.interval.mean, both.interval.n
     if both.interval.reason or not mean:
         return None
 
+    own = max(0.0, both.trial_variance * n - both.interaction)  # of a trial, on however many patients
+
     def enough(number: int) -> bool:
         more = number / patients
-        return power(mean, both.trial_variance * n, both.patient_variance / more, n, both.dfs[1] * more, level) >= wanted
+        return power(mean, own + both.interaction / more, both.patient_variance / more, n, both.dfs[1] * more, level) >= wanted
 
     return next((number for number in _steps(patients, _MOST * patients) if enough(number)), None)
 

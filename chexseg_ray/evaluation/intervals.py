@@ -6,7 +6,7 @@ patients alone (percentile bootstrap), or both (variances added, a t quantile fo
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float64]
 class Interval:
     """A mean, its interval and n; when the interval is undefined, low and high are NaN and `reason` says why.
 
-    n counts what was drawn: trials, or patients for the patient bootstrap."""
+    n is what it rests on: trials, or for the patient bootstrap the patients that show the pathology (effective_patients() of a mean)."""
 
     mean: float
     low: float
@@ -96,17 +96,19 @@ def expanded_tail(level: float, n: float) -> float:
 class Combined:
     """A mean over trials with both variances of it, NaN where they are undefined.
 
-    trial_variance is s^2 / n of the trials, patient_variance the variance of the mean over trials when patients are drawn anew; dfs are the
-    degrees of freedom of the two."""
+    trial_variance is s^2 / n of the trials; patient_variance what patients drawn anew add to it, which all trials share; interaction the part of
+    one trial's variance that is its own on those patients, and which s^2 holds already; dfs are the degrees of freedom of the first two."""
 
     interval: Interval
     trial_variance: float
     patient_variance: float
+    interaction: float
     dfs: tuple[float, float]
 
-    @property
-    def variances(self) -> tuple[float, float]:
-        return self.trial_variance, self.patient_variance
+    def half_width(self, level: float, quantile: "Quantile") -> float:
+        """Of the interval of this level."""
+        variances = self.trial_variance, self.patient_variance
+        return quantile(level, variances, self.dfs) * math.sqrt(sum(variances))
 
 
 Quantile = Callable[[float, Sequence[float], Sequence[float]], float]
@@ -126,15 +128,34 @@ def cochran_cox_t(level: float, variances: Sequence[float], dfs: Sequence[float]
     return sum(v * t for v, t in zip(variances, own, strict=True)) / sum(variances)
 
 
+def shared_variance(replicates: Floats) -> tuple[float, float]:
+    """The variance that all trials share when patients are drawn anew, and the one of a trial alone: their mean covariance, and mean variance
+    less that. NaN with fewer than two replicates that all define, or two trials.
+
+    Two networks err on different patients. That part of the bootstrap's variance is in the trials' s^2 as well, and would be counted
+    twice; in a difference of two settings, where what makes a patient hard cancels out, it is most of it (benchmarks/coverage.py).
+
+    Args:
+        replicates: float64 [B, n], each trial's estimate on the same resampled patients.
+    """
+    defined = replicates[~np.isnan(replicates).any(axis=1)]
+    n = replicates.shape[1]
+    if len(defined) < 2 or n < 2:
+        return math.nan, math.nan
+    own, of_mean = float(defined.var(axis=0, ddof=1).mean()), float(defined.mean(axis=1).var(ddof=1))
+    shared = min(own, max(0.0, (n * of_mean - own) / (n - 1)))
+    return shared, own - shared
+
+
 def combined_interval(values: Sequence[float], replicates: Floats, patients: float, level: float, quantile: Quantile = satterthwaite_t) -> Combined:
-    """Trials and patients drawn anew: s^2 / n + bootstrap variance, and a t quantile for the sum.
+    """Trials and patients drawn anew: s^2 / n + the variance of patients that the trials share, and a t quantile for the sum.
 
     Conditional on what the trials share (expert masks, classifier, IRNet, encoders). The percentile bootstrap over trials and patients
     draws n trials from n and so sees (n - 1) / n of their variance, with 3 trials far too little (benchmarks/coverage.py).
 
     Args:
         values: one a trial; NaN trials are left out.
-        replicates: float64 [B], the mean over those trials on resampled patients.
+        replicates: float64 [B, n], each trial's estimate on the same resampled patients.
         patients: how many the estimate rests on, one less is the degrees of freedom.
         level: coverage in (0, 1).
         quantile: of the sum of variances.
@@ -142,29 +163,27 @@ def combined_interval(values: Sequence[float], replicates: Floats, patients: flo
     defined, reason = spread(values)
     n = len(defined)
     mean = float(np.mean(defined)) if n else math.nan
-    sampled = replicates[~np.isnan(replicates)]
-    patient_variance = float(np.var(sampled, ddof=1)) if len(sampled) > 1 else math.nan
+    patient_variance, interaction = shared_variance(replicates[:, ~np.isnan(np.array(values, dtype=float))])
     trial_variance = float(np.var(defined, ddof=1)) / n if n > 1 else math.nan
     dfs = n - 1, patients - 1
     if not reason and patients < 2:
         reason = f"{int(patients)} patient{'s' if int(patients) != 1 else ''}"
     if not reason and math.isnan(patient_variance):
         reason = "undefined"
+    without = Combined(undefined(mean, n, reason), trial_variance, patient_variance, interaction, dfs)
     if reason:
-        return Combined(undefined(mean, n, reason), trial_variance, patient_variance, dfs)
-    variances = trial_variance, patient_variance
-    half = quantile(level, variances, dfs) * math.sqrt(sum(variances))
-    return Combined(Interval(mean, mean - half, mean + half, n, ""), *variances, dfs)
+        return without
+    half = without.half_width(level, quantile)
+    return replace(without, interval=Interval(mean, mean - half, mean + half, n, ""))
 
 
 def p_value(combined: Combined, quantile: Quantile) -> float:
     """Of a mean of 0, two-sided: 1 - the level whose interval ends at 0. NaN where there is no interval; not below 1e-12."""
     if combined.interval.reason:
         return math.nan
-    statistic = abs(combined.interval.mean) / math.sqrt(sum(combined.variances))
 
     def beyond(level: float) -> float:
-        return quantile(level, combined.variances, combined.dfs) - statistic
+        return combined.half_width(level, quantile) - abs(combined.interval.mean)
 
     return 1e-12 if beyond(1 - 1e-12) < 0 else 1 - float(brentq(beyond, 0.0, 1 - 1e-12, xtol=1e-14))
 

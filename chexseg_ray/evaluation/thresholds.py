@@ -1,5 +1,6 @@
 """Thresholds from score histograms: one pass, memory independent of the number of images, exact at every threshold."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ SEGMENTATION_GRID: npt.NDArray[np.float32] = (np.arange(20) / 20).astype(np.floa
 
 def cam_grid(step: float) -> npt.NDArray[np.float32]:
     """step, 2 step, ... below 1: thresholds of normalised maps; never 0, which makes a mask of every whole map."""
-    return (np.arange(1, round(1 / step + 1e-9)) * step).astype(np.float32)
+    return (np.arange(1, math.ceil(1 / step - 1e-9)) * step).astype(np.float32)
 
 
 class ScoreHistogram:

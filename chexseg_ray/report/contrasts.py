@@ -5,10 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
+import numpy as np
+
 from chexseg_ray.config import ContrastConfig, StudyConfig
 from chexseg_ray.evaluation.contrasts import Difference, holm, paired_difference, patients_needed, trials_needed
 from chexseg_ray.pipeline import PAPER_NETWORK, SweepPoint
-from chexseg_ray.report.results import SettingResult, TestSet
+from chexseg_ray.report.results import FEW_PATIENTS, Floats, SettingResult, TestSet
 
 AXES = ("method", "p", "init", "weak_n", "num_expert", "architecture", "encoder")
 
@@ -26,6 +28,11 @@ class ContrastResult:
     trials_needed: int | None
     patients_needed: int | None
     reason: str
+
+    @property
+    def few(self) -> bool:
+        """Whether fewer than 20 patients carry the difference."""
+        return self.difference is not None and self.difference.patients.n < FEW_PATIENTS
 
     @property
     def axis(self) -> str:
@@ -73,6 +80,13 @@ def contrast_results(config: StudyConfig, settings: Sequence[SettingResult], tes
     return [replace(result, holm_p=p) for result, p in zip(results, corrected, strict=True)], lacking
 
 
+def _by_pathology(result: SettingResult, trials: Sequence[int], test: TestSet) -> Floats:
+    """Replicates of the mean over some trials: float64 [B, K]."""
+    own = [point.sums["pooled"].replicates(test.weights) for point in result.points if point.point.trial in trials]
+    mean: Floats = np.mean(own, axis=0)
+    return mean
+
+
 def _words(value: object) -> str:
     return " against ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
@@ -96,8 +110,9 @@ def _contrast(first: SettingResult, second: SettingResult, test: TestSet | None,
     if test is None or len(shared) < planned:
         return replace(blank, reason=f"{len(shared)} of {planned} trials" if shared else "not built")
     a, b = ([own[trial] for trial in shared] for own in values)
-    drawn, other = (own.mean_replicates(shared) for own in (first, second))
-    difference = paired_difference(a, b, drawn, other, min(first.effective, second.effective), level)
+    drawn, other = (own.replicates_of(shared) for own in (first, second))
+    carried = test.carried_by("pooled", np.subtract(*(_by_pathology(own, shared, test) for own in (first, second))))
+    difference = paired_difference(a, b, drawn, other, carried, level)
     trials, patients = trials_needed(difference.both, level), patients_needed(difference.both, test.patients, level)
     reason = difference.both.interval.reason
     return replace(blank, difference=difference, trials_needed=trials, patients_needed=patients, reason=reason)

@@ -9,7 +9,7 @@ from chexseg_ray.artifacts import Record, Store
 from chexseg_ray.config import StudyConfig
 from chexseg_ray.data.phantom import LICENCE
 from chexseg_ray.pipeline import Study, SweepPoint
-from chexseg_ray.segmentation.mixing import weak_subset
+from chexseg_ray.segmentation.mixing import expert_subset, weak_subset
 
 
 def licence_note(config: StudyConfig) -> str:
@@ -65,7 +65,37 @@ def reject_rows(study: Study, store: Store, records: Mapping[str, Record], most:
 
 
 def overlap_words(study: Study, store: Store, records: Mapping[str, Record]) -> list[str]:
-    """How much the trials' weak sets share, for each size: intervals over trials are too narrow where they share much."""
+    """How much the trials' weak sets and drawn expert masks share, for each size: intervals over trials are too narrow where they share much."""
+    return [*_weak_overlaps(study, store, records), *_expert_overlaps(study, store, records)]
+
+
+def _expert_overlaps(study: Study, store: Store, records: Mapping[str, Record]) -> list[str]:
+    trials: dict[int, set[int]] = {}
+    for point, evaluation in study.points:
+        if point.num_expert is not None and evaluation.address in records:
+            trials.setdefault(point.num_expert, set()).add(point.trial)
+    images = next((step for step in study.upstream() if step.name == "images" and step.config["split"] == "expert_train"), None)
+    if not trials or images is None or images.address not in records:
+        return []
+    ids, seed = _ids(store, records[images.address], "images/"), study.points[0][1].inputs["segmentation"].config["sweep_seed"]
+    return [
+        f"two trials' {size} expert masks share {_shared([expert_subset(ids, seed, t, size) for t in sorted(own)]):.0%} on average"
+        for size, own in sorted(trials.items())
+        if len(own) > 1 and size <= len(ids)
+    ]
+
+
+def _ids(store: Store, record: Record, folder: str) -> list[str]:
+    return sorted(i for path in record.paths(folder) for i in store.read_table(record, path, ["cxr_id"]).column("cxr_id").to_pylist())
+
+
+def _shared(subsets: Sequence[Sequence[str]]) -> float:
+    """The share of one subset that is in another of its size, over all pairs."""
+    shares = [len({*a} & {*b}) / len(a) for a, b in combinations(subsets, 2)]
+    return sum(shares) / len(shares)
+
+
+def _weak_overlaps(study: Study, store: Store, records: Mapping[str, Record]) -> list[str]:
     trials: dict[tuple[str, int, int], set[int]] = {}
     for point, evaluation in study.points:
         masks = evaluation.inputs["segmentation"].inputs.get("pseudo_masks")
@@ -77,14 +107,11 @@ def overlap_words(study: Study, store: Store, records: Mapping[str, Record]) -> 
     for (manifest, seed, size), own in sorted(trials.items(), key=lambda item: item[0][2]):
         if manifest not in accepted:
             found = next(r for r in records.values() if r.name == "pseudo_masks" and r.inputs["manifest"] == manifest)
-            accepted[manifest] = sorted(
-                i for path in found.paths("masks/") for i in store.read_table(found, path, ["cxr_id"]).column("cxr_id").to_pylist()
-            )
+            accepted[manifest] = _ids(store, found, "masks/")
         if len(own) < 2 or size > len(accepted[manifest]):
             continue
-        subsets = [set(weak_subset(accepted[manifest], seed, trial, size)) for trial in sorted(own)]
-        shares = [len(a & b) / size for a, b in combinations(subsets, 2)]
-        out.append(f"two trials' weak sets of {size} share {sum(shares) / len(shares):.0%} of their images on average")
+        share = _shared([weak_subset(accepted[manifest], seed, trial, size) for trial in sorted(own)])
+        out.append(f"two trials' weak sets of {size} share {share:.0%} of their images on average")
     return out
 
 

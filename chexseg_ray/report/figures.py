@@ -7,36 +7,38 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from chexseg_ray.pipeline import SweepPoint
-from chexseg_ray.report.paper_tables import METHODS, init_name, network_words
+from chexseg_ray.report.paper_tables import METHODS, init_name, network_words, shown_over
 from chexseg_ray.report.readers import READER, Comparison
-from chexseg_ray.report.results import Estimate, SettingResult
+from chexseg_ray.report.results import FEW_PATIENTS, Estimate, SettingResult
 
 _WORDS = {"weak_n": "{} weak", "num_expert": "{} experts", "architecture": "{}", "encoder": "{}"}
 # Okabe and Ito's colours, distinct for the colour-blind
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _PANELS = ("Pleural Effusion", "Consolidation", "Edema")  # of Figure 2, b to d
 
-Ends = tuple[float, float, float, float]  # x, mean, low, high
-Curves = dict[str, list[Ends]]
+Point = tuple[Any, float, float, float, bool]  # x or group, mean, low, high, whether few patients carry it
+Curves = dict[str, list[Point]]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What a figure shows: panels of lines over a number, or of bars by group, {panel: {line or series: [(x or group, mean, low, high)]}}."""
+    """What a figure shows: panels of lines over a number, or of bars by group, {panel: {line or series: points}}; `over` says of the intervals
+    what they are over."""
 
     name: str
     title: str
     x_label: str
-    panels: Mapping[str, Mapping[str, Sequence[tuple[Any, float, float, float]]]]
+    panels: Mapping[str, Mapping[str, Sequence[Point]]]
+    over: str
     bars: bool = False
 
     def data(self) -> list[dict[str, Any]]:
         """Plain JSON values: one entry a point."""
         return [
-            {"panel": panel, "line": line, "x": x, "iou": _finite(mean), "low": _finite(low), "high": _finite(high)}
+            {"panel": panel, "line": line, "x": x, "iou": _finite(mean), "low": _finite(low), "high": _finite(high), "few_patients": few}
             for panel, lines in self.panels.items()
             for line, points in lines.items()
-            for x, mean, low, high in points
+            for x, mean, low, high, few in points
         ]
 
 
@@ -48,9 +50,10 @@ def figures(pathologies: Sequence[str], settings: Sequence[SettingResult], compa
     """Every figure that the study has something to show in; `expert_masks` is what a setting without num_expert uses, where it is known."""
     shown = [name for name in _PANELS if name in pathologies] or list(pathologies[:3])
     over_p = {"(a) mean IoU": curves(settings)} | {f"({'bcd'[i]}) {name}": curves(settings, pathologies.index(name)) for i, name in enumerate(shown)}
-    out = [Figure("figure2_iou_over_p", "Figure 2: IoU over p", "p, the probability of an expert mask", over_p)]
+    over = shown_over(settings)
+    out = [Figure("figure2_iou_over_p", "Figure 2: IoU over p", "p, the probability of an expert mask", over_p, over)]
     if inits := _init_bars(settings):
-        out.append(Figure("figure3_initialisations", "Figure 3: encoder initialisations", "", inits, bars=True))
+        out.append(Figure("figure3_initialisations", "Figure 3: encoder initialisations", "", inits, over, bars=True))
     if len(comparison.rivals) > 1:
         tasks = ("mean", *pathologies)
         bars = {
@@ -58,10 +61,11 @@ def figures(pathologies: Sequence[str], settings: Sequence[SettingResult], compa
             for rival in comparison.rivals
         }
         title = "Figure 5: radiologists and models" if comparison.rivals[0].name == READER else "Figure 5: the best of each kind (no radiologists)"
-        out.append(Figure("figure5_radiologists", title, "", {"": bars}, bars=True))
+        of_reader = "; radiologists: over patients" if comparison.rivals[0].name == READER and over != "over patients" else ""
+        out.append(Figure("figure5_radiologists", title, "", {"": bars}, over + of_reader, bars=True))
     if budget := budget_curves(settings, expert_masks):
         label = "expert masks that training and tuning may use (validation masks come on top)"
-        out.append(Figure("miou_over_num_expert", "What the next expert mask is worth", label, {"mean IoU": budget}))
+        out.append(Figure("miou_over_num_expert", "What the next expert mask is worth", label, {"mean IoU": budget}, over))
     return out
 
 
@@ -69,12 +73,12 @@ def _estimate(result: SettingResult, pathology: int | None) -> Estimate:
     return result.mean["pooled"] if pathology is None else result.pathologies["pooled"][pathology]
 
 
-def _ends(own: Estimate) -> tuple[float, float, float]:
-    return own.mean, own.shown.low, own.shown.high
+def _ends(own: Estimate) -> tuple[float, float, float, bool]:
+    return own.mean, own.shown.low, own.shown.high, own.few
 
 
 def curves(settings: Sequence[SettingResult], pathology: int | None = None) -> Curves:
-    """{label: [(p, mean, low, high)]} of pooled IoU over p; a p = 1 point, which has no method, closes every curve of its init.
+    """{label: points} of pooled IoU over p; a p = 1 point, which has no method, closes every curve of its init.
 
     Where a study has settings with 0 < p < 1, only their curves are drawn: a point at p = 0 alone is no curve.
     """
@@ -92,7 +96,7 @@ def curves(settings: Sequence[SettingResult], pathology: int | None = None) -> C
 
 
 def budget_curves(settings: Sequence[SettingResult], expert_masks: int | None) -> Curves:
-    """{label: [(num_expert, mean, low, high)]}: what the next expert mask is worth. Empty unless a study has several num_expert; one that is null
+    """{label: points} over num_expert: what the next expert mask is worth. Empty unless a study has several num_expert; one that is null
     stands at `expert_masks`."""
     lines: dict[SweepPoint, list[SettingResult]] = {}
     for result in _defined(settings, None):
@@ -115,7 +119,7 @@ def _labelled(lines: dict[SweepPoint, list[SettingResult]], axis: str, pathology
     for key, line in lines.items():
         words = [
             METHODS.get(key.method or "", "expert"),
-            init_name(key.init),
+            init_name(key.init, [result for own in lines.values() for result in own]),
             *(_WORDS[name].format(getattr(key, name) or "all") for name in telling if name != "p"),
         ]
         words += [f"p = {key.p:g}"] if "p" in telling else []
@@ -130,11 +134,11 @@ def _init_bars(settings: Sequence[SettingResult]) -> dict[str, Curves]:
     panels: dict[str, Any] = {}
     for result in own:
         s = result.setting
-        if len({r.setting.init for r in own if r.setting.p == s.p}) < 2 or (s.p == 0 and s.weak_n != largest):
+        if (s.p == 0 and s.weak_n != largest) or len({r.setting.init for r in own if (r.setting.p, r.setting.weak_n) == (s.p, s.weak_n)}) < 2:
             continue
         title = "(a) fully supervised" if s.p == 1 else f"(b) weakly supervised, {largest} weak images"
         words = ["expert masks" if s.method is None else METHODS[s.method], *([f"{s.num_expert} experts"] if s.num_expert else []), *network_words(s)]
-        panels.setdefault(title, {}).setdefault(", ".join(words), []).append((init_name(s.init), *_ends(result.mean["pooled"])))
+        panels.setdefault(title, {}).setdefault(", ".join(words), []).append((init_name(s.init, own), *_ends(result.mean["pooled"])))
     return dict(sorted(panels.items()))
 
 
@@ -158,9 +162,9 @@ def draw(figure: Figure, level: float) -> dict[str, bytes]:
         ax.grid(alpha=0.3, axis="y")
     for ax in list(axes.flat)[count:]:
         ax.axis("off")
-    legend = f"{100 * level:g} % intervals over trials and patients" + (
-        "\n(radiologists: over patients)" if READER in figure.panels.get("", {}) else ""
-    )
+    legend = f"{100 * level:g} % intervals {figure.over}"
+    if any(few for lines in figure.panels.values() for points in lines.values() for *_, few in points):
+        legend += f"\n{'pale' if figure.bars else 'hollow'}: fewer than {FEW_PATIENTS} positive patients"
     handles: dict[str, Any] = {}
     for ax in axes.flat:
         handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
@@ -187,25 +191,28 @@ def figure_bytes(figure: Any) -> dict[str, bytes]:
 
 
 def _bars(mean: float, low: float, high: float) -> tuple[float, float]:
-    return (0.0, 0.0) if math.isnan(low) else (max(0.0, mean - max(0.0, low)), max(0.0, high - mean))
+    """Lengths below and above; NaN, which draws nothing, where there is no interval."""
+    return (math.nan, math.nan) if math.isnan(low) else (max(0.0, mean - max(0.0, low)), max(0.0, high - mean))
 
 
-def _draw_lines(ax: Any, lines: Mapping[str, Sequence[Ends]], colours: Mapping[str, str]) -> None:
+def _draw_lines(ax: Any, lines: Mapping[str, Sequence[Point]], colours: Mapping[str, str]) -> None:
     width = max((x for line in lines.values() for x, *_ in line), default=0.0) or 1.0
     for i, (label, line) in enumerate(lines.items()):
         aside = 0.008 * width * (i - (len(lines) - 1) / 2)  # so that no bar hides another
-        both = [_bars(mean, low, high) for _, mean, low, high in line]
-        x, means = [x + aside for x, *_ in line], [mean for _, mean, *_ in line]
+        both = [_bars(mean, low, high) for _, mean, low, high, _ in line]
+        x, means, few = [x + aside for x, *_ in line], [mean for _, mean, *_ in line], [own for *_, own in line]
         ax.errorbar(
             x, means, yerr=list(zip(*both, strict=True)), label=label, color=colours[label], marker="o", markersize=4, capsize=3, linewidth=1.5
         )
+        hollow = [(a, b) for a, b, own in zip(x, means, few, strict=True) if own]
+        ax.plot(*([list(axis) for axis in zip(*hollow, strict=True)] or ([], [])), "o", markersize=2.4, color="white", zorder=3)
     ax.set_xlim(-0.04 * width, 1.04 * width)
     _limit(ax, [row for line in lines.values() for row in line])
 
 
-def _limit(ax: Any, rows: Sequence[tuple[Any, float, float, float]]) -> None:
+def _limit(ax: Any, rows: Sequence[Point]) -> None:
     """Room for the intervals; one that is very wide is cut off, not the others squeezed, and the axis says so."""
-    means, highs = [mean for _, mean, *_ in rows if mean == mean], [high for *_, high in rows if high == high]
+    means, highs = [mean for _, mean, *_ in rows if mean == mean], [high for *_, high, _ in rows if high == high]
     top = max(means, default=0.0)
     if top > 0:
         ax.set_ylim(0, min(1.0, 1.9 * top, 1.08 * max([1.1 * top, *highs])))
@@ -213,15 +220,17 @@ def _limit(ax: Any, rows: Sequence[tuple[Any, float, float, float]]) -> None:
         ax.set_ylabel("IoU (pooled); wide intervals are cut off")
 
 
-def _draw_bars(ax: Any, series: Mapping[str, Sequence[tuple[str, float, float, float]]], colours: Mapping[str, str]) -> None:
+def _draw_bars(ax: Any, series: Mapping[str, Sequence[Point]], colours: Mapping[str, str]) -> None:
     groups = list(dict.fromkeys(group for points in series.values() for group, *_ in points))
     each = 0.8 / max(1, len(series))
     for i, (label, points) in enumerate(series.items()):
-        own = [(groups.index(group) + each * (i - (len(series) - 1) / 2), mean, low, high) for group, mean, low, high in points if mean == mean]
-        both = [_bars(mean, low, high) for _, mean, low, high in own]
+        own = [(groups.index(group) + each * (i - (len(series) - 1) / 2), mean, *rest) for group, mean, *rest in points if mean == mean]
+        both = [_bars(mean, low, high) for _, mean, low, high, _ in own]
         errors = list(zip(*both, strict=True)) if own else None
         x, means, style = [x for x, *_ in own], [mean for _, mean, *_ in own], {"linewidth": 1}
-        ax.bar(x, means, each, yerr=errors, label=label, color=colours[label], capsize=2, error_kw=style)
+        drawn = ax.bar(x, means, each, yerr=errors, label=label, color=colours[label], capsize=2, error_kw=style)
+        for bar, (*_, few) in zip(drawn, own, strict=True):
+            bar.set_alpha(0.45 if few else None)
     many = sum(map(len, groups)) > 45  # characters, side by side
     ax.set_xticks(range(len(groups)), groups, rotation=35 if many else 0, ha="right" if many else "center", fontsize=8)
     _limit(ax, [row for points in series.values() for row in points])

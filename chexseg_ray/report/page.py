@@ -22,7 +22,6 @@ from chexseg_ray.report.paper import gap_words as paper_gap
 from chexseg_ray.report.paper_tables import Table, table_1, table_2
 from chexseg_ray.report.readers import Comparison, compare, reader_table
 from chexseg_ray.report.results import (
-    FEW_PATIENTS,
     PointResult,
     SettingResult,
     TestSet,
@@ -32,7 +31,7 @@ from chexseg_ray.report.results import (
     read_test_set,
     setting_results,
 )
-from chexseg_ray.report.tables import header, long_csv, main_rows, markdown, number, terminal
+from chexseg_ray.report.tables import STAR, header, long_csv, main_rows, markdown, number, terminal
 from chexseg_ray.report.verdicts import chosen_rows, contrast_table, findings, gap_words, interval_words
 
 _MADE_OF = "made_of.sha256"
@@ -42,7 +41,8 @@ _TEXT = {
     "Undefined (a dash) where the test set's truth has no pixel, and left out of the mean.",
     "per_image": "The ratio of each image at its original resolution, then the mean over images where prediction or truth is not empty.",
     "per_image_true_pos_only": "CheXlocalize's default: also without images where either prediction or truth is empty, so that "
-    "missed findings do not count. A trial's mean is over the pathologies that it defines.",
+    "missed findings do not count; a pathology with no such image is a dash, and one that some trials define says how many. A trial's mean is "
+    "over the pathologies that it defines.",
 }
 
 
@@ -161,7 +161,7 @@ def _contrast_data(own: ContrastResult) -> dict[str, Any]:
     if own.difference:
         kinds = {"trials": own.difference.trials, "patients": own.difference.patients, "both": own.difference.both.interval}
         facts |= {"difference": own.difference.both.interval.mean, "intervals": {kind: [i.low, i.high] for kind, i in kinds.items()}}
-        facts |= {"p": own.difference.p_value, "holm_p": own.holm_p}
+        facts |= {"p": own.difference.p_value, "holm_p": own.holm_p, "carried_by_patients": own.difference.patients.n}
         facts |= {"trials_for_80_percent_power": own.trials_needed, "patients_for_80_percent_power": own.patients_needed}
     return facts
 
@@ -207,7 +207,7 @@ def _page(
         chosen=chosen_rows(results.chosen, results.settings, results.links),
         names=header(config.data.pathologies),
         everything=[_everything(results, name, text, len(config.data.pathologies)) for name, text in _TEXT.items()],
-        few=FEW_PATIENTS,
+        star=STAR,
         test=results.test,
         positive=[] if results.test is None else list(zip(config.data.pathologies, results.test.positive.tolist(), strict=True)),
         intervals=interval_words(level, overlap_words(study, store, records)),

@@ -3,14 +3,15 @@
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from chexseg_ray.config import StudyConfig
+from chexseg_ray.evaluation.intervals import t_interval
 from chexseg_ray.pipeline import PAPER_NETWORK, SweepPoint
 from chexseg_ray.report.paper import table_1_value, table_2_value
 from chexseg_ray.report.results import Estimate, SettingResult
-from chexseg_ray.report.tables import ends, number
+from chexseg_ray.report.tables import STAR, ends, marked, number
 
 METHODS = {"gradcam": "CAM", "irnet": "IRNet"}
 INITS = {"random": "Random", "imagenet": "ImageNet", "moco": "MoCo-CXR", "chexpert": "CheXpert"}
@@ -82,9 +83,9 @@ def table_1(config: StudyConfig, settings: Sequence[SettingResult], links: Links
             for method in methods:
                 cells = [_value(config, found.get((method if p < 1 else None, p, n)), task, links) for p, n in columns]
                 rows.append((Cell("Mean IoU" if task == "mean" else task), Cell(METHODS[method]), *cells))
-        words = [init_name(key.init), *([f"{key.num_expert} experts"] if key.num_expert else []), *network_words(key)]
+        words = [init_name(key.init, settings), *([f"{key.num_expert} experts"] if key.num_expert else []), *network_words(key)]
         title = "Table 1: semi-supervised segmentation" + (f", {', '.join(words)}" if len(slices) > 1 else "")
-        text = f"Pooled IoU, encoder {init_name(key.init)}, {key.architecture} on {key.encoder}; intervals over trials and patients."
+        text = f"Pooled IoU, encoder {init_name(key.init, settings)}, {key.architecture} on {key.encoder}; intervals {shown_over(own)}. {STAR}"
         tables.append(Table(f"table1{'' if not place else f'_{place + 1}'}", title, text, ("Task", "Method", *names), 2, tuple(rows)))
     return tables
 
@@ -103,19 +104,25 @@ def _value(config: StudyConfig, result: SettingResult | None, task: str, links: 
     return Cell(marked(own), partial_words(result) + ends(own.shown), links[result.setting], paper)
 
 
-def marked(own: Estimate) -> str:
-    """The mean, with * where few patients carry it."""
-    return number(own.mean) + ("*" if own.few else "")
-
-
 def partial_words(result: SettingResult) -> str:
     """Says when only some of a setting's trials are built."""
     return "" if result.trials == result.planned else f"{result.trials} of {result.planned} trials: "
 
 
-def init_name(init: str) -> str:
-    """An initialisation as the paper calls it; a file by its name."""
-    return INITS.get(init, init.rstrip("/").rpartition("/")[2])
+def init_name(init: str, among: Iterable[SettingResult]) -> str:
+    """An initialisation as the paper calls it; a file by its name, with as many folders as tell it from those of the other settings."""
+    if init in INITS:
+        return INITS[init]
+    parts = init.rstrip("/").split("/")
+    others = [other.rstrip("/").split("/") for other in {result.setting.init for result in among} - {init}]
+    length = next((n for n in range(1, len(parts)) if all(other[-n:] != parts[-n:] for other in others)), len(parts))
+    return "/".join(parts[-length:])
+
+
+def shown_over(settings: Iterable[SettingResult]) -> str:
+    """What the shown intervals are over."""
+    single = {result.planned == 1 for result in settings}
+    return "over trials and patients" + (" (one trial: over patients)" if True in single else "") if False in single else "over patients"
 
 
 def network_words(setting: SweepPoint) -> list[str]:
@@ -134,7 +141,7 @@ def table_2(config: StudyConfig, settings: Sequence[SettingResult], links: Links
     keys = dict.fromkeys(replace(s.setting, method=None) for s in own)
     for key in sorted(keys, key=lambda k: (k.architecture, k.encoder, order.index(k.init) if k.init in order else len(order), k.init, k.weak_n)):
         found = {s.setting.method: s for s in own if replace(s.setting, method=None) == key}
-        encoder = f"{key.encoder}-{init_name(key.init)}" + (f", {key.architecture}" if key.architecture != PAPER_NETWORK[0] else "")
+        encoder = f"{key.encoder}-{init_name(key.init, own)}" + (f", {key.architecture}" if key.architecture != PAPER_NETWORK[0] else "")
         names = Cell(encoder), Cell(str(key.weak_n)), Cell(str(key.num_expert or "all"))
         rows.append((*names, *(_plus_minus(config, found.get(method), links) for method in methods)))
     text = "Pooled mIoU at p = 0, ± half of Student's t interval over trials, as the paper prints it. Experts: masks that thresholds were tuned on."
@@ -147,7 +154,8 @@ def _plus_minus(config: StudyConfig, result: SettingResult | None, links: Links)
         return Cell("")
     if not result.points:
         return Cell("–", "not built")
-    own, paper = result.mean["pooled"].trials, table_2_value(config, result.setting)
+    own = t_interval([*result.values("pooled").values()], config.report.interval_level)  # not cut to [0, 1], where half of it would be less
+    paper = table_2_value(config, result.setting)
     half = f" ± {(own.high - own.low) / 2:.5f}" if not own.reason else ""
     return Cell(number(own.mean) + half, (partial_words(result) + own.reason).removesuffix(": "), links[result.setting], paper)
 

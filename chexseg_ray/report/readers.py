@@ -8,11 +8,12 @@ import numpy as np
 
 from chexseg_ray.choice import Chosen
 from chexseg_ray.config import StudyConfig
-from chexseg_ray.evaluation.bootstrap import effective_patients, mean_over_pathologies
-from chexseg_ray.evaluation.intervals import Interval, percentile_interval, undefined
+from chexseg_ray.evaluation.bootstrap import mean_over_pathologies
+from chexseg_ray.evaluation.intervals import Interval, expanded_tail, percentile_interval, undefined
 from chexseg_ray.report.paper import above_radiologists
 from chexseg_ray.report.paper_tables import Cell, Links, Table, estimate_cell
 from chexseg_ray.report.results import Estimate, Floats, PointResult, SettingResult, TestSet, estimate, mean_of_defined
+from chexseg_ray.report.tables import STAR
 
 READER = "radiologists"
 
@@ -46,29 +47,32 @@ def compare(
     for kind in ("semi-supervised", "weakly supervised", "fully supervised"):
         result = next((s for s in settings if kind in chosen and s.setting == chosen[kind].setting and s.points), None)
         if result is not None:
-            drawn = result.mean_replicates([*result.replicates])
+            drawn = result.replicates_of([*result.replicates]).mean(axis=1)
             rivals.append(Rival(kind, result.mean["pooled"], result.pathologies["pooled"], drawn, links[result.setting]))
-    return Comparison(rivals, _gap_closed({rival.name: rival for rival in rivals}, test.patients, level))
+    return Comparison(rivals, _gap_closed({rival.name: rival for rival in rivals}, level))
 
 
 def _reader(reader: PointResult, test: TestSet, level: float) -> Rival:
     drawn = reader.sums["pooled"].replicates(test.weights)
     means = mean_over_pathologies(drawn, test.defined("pooled"))
-    carried = min(float(test.patients), effective_patients(drawn[:, test.defined("pooled")], test.positive[test.defined("pooled")]))
-    each = [estimate([float(v)], drawn[:, k], int(test.positive[k]), level, 1) for k, v in enumerate(reader.iou["pooled"])]
-    return Rival(READER, estimate([mean_of_defined(reader.iou["pooled"])], means, carried, level, 1), each, means, "benchmark")
+    carried = test.carried_by("pooled", drawn)
+    each = [estimate([float(v)], drawn[:, [k]], int(test.positive[k]), level, 1) for k, v in enumerate(reader.iou["pooled"])]
+    mean = estimate([mean_of_defined(reader.iou["pooled"])], means[:, None], carried, level, 1)
+    return Rival(READER, mean, each, means, "benchmark")
 
 
-def _gap_closed(rivals: Mapping[str, Rival], patients: int, level: float) -> Interval:
+def _gap_closed(rivals: Mapping[str, Rival], level: float) -> Interval:
     if not {READER, "semi-supervised", "weakly supervised"} <= rivals.keys():
-        return undefined(math.nan, patients, "needs radiologists, a semi-supervised and a weakly supervised model")
-    reader, semi, weak = (rivals[name] for name in (READER, "semi-supervised", "weakly supervised"))
-    gap = reader.mean.mean - weak.mean.mean
+        return undefined(math.nan, 0, "needs radiologists, a semi-supervised and a weakly supervised model")
+    reader, semi, weak = own = [rivals[name] for name in (READER, "semi-supervised", "weakly supervised")]
+    patients, gap = min(rival.mean.patients.n for rival in own), reader.mean.mean - weak.mean.mean
     if not gap > 0:
         return undefined(math.nan, patients, "the weakly supervised model is not below the radiologists")
-    below = reader.replicates - weak.replicates
+    closed, below = (semi.mean.mean - weak.mean.mean) / gap, reader.replicates - weak.replicates
+    if patients > 1 and (below <= 0).mean() > expanded_tail(level, patients):
+        return undefined(closed, patients, "no interval, as there may be no gap")
     drawn = np.divide(semi.replicates - weak.replicates, below, out=np.full(below.shape, np.nan), where=below > 0)
-    return percentile_interval((semi.mean.mean - weak.mean.mean) / gap, drawn, patients, level)
+    return percentile_interval(closed, drawn, patients, level)
 
 
 def reader_table(config: StudyConfig, comparison: Comparison) -> list[Table]:
@@ -88,7 +92,7 @@ def reader_table(config: StudyConfig, comparison: Comparison) -> list[Table]:
             above = "–" if math.isnan(values[0]) or not values[1] > 0 else f"{values[0] / values[1] - 1:+.0%}"
         rows.append((Cell(name), *cells, *([Cell(above, paper=above_radiologists(config, name))] if semi and reader else [])))
     names = ("Task", *(rival.name for rival in rivals), *(["semi-supervised above radiologists"] if semi and reader else []))
-    text = "Pooled IoU on the same test images, by the same code; models: the best setting of each kind by validation."
+    text = f"Pooled IoU on the same test images, by the same code; models: the best setting of each kind by validation. {STAR}"
     title = "Radiologists and models" if reader else "The best of each kind"
     return [
         Table(

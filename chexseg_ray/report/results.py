@@ -15,6 +15,7 @@ from chexseg_ray.evaluation.bootstrap import (
     mean_over_pathologies,
     patient_rows,
     patient_weights,
+    patients_with_any,
     per_image_sums,
     pooled_sums,
     positive_patients,
@@ -30,12 +31,13 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TestSet:
-    """What all points are measured on: images, patients, at each aggregation's resolution the patients that show each pathology int64 [K], and the
-    bootstrap's draws float32 [B, P], which serve every point."""
+    """What all points are measured on: images, patients, at each aggregation's resolution the patients that show each pathology int64 [K] and any
+    of them, and the bootstrap's draws float32 [B, P], which serve every point."""
 
     patients: int
     images: int
     shown_by: dict[str, npt.NDArray[np.int64]]
+    any_shown_by: dict[str, int]
     weights: npt.NDArray[np.float32]
 
     @property
@@ -47,6 +49,11 @@ class TestSet:
         """bool [K], whether any patient shows a pathology."""
         defined: npt.NDArray[np.bool_] = self.shown_by[aggregation] > 0
         return defined
+
+    def carried_by(self, aggregation: str, replicates: Floats) -> float:
+        """How many patients a mean over the defined pathologies rests on; `replicates` float64 [B, K] are of all K."""
+        defined = self.defined(aggregation)
+        return effective_patients(replicates[:, defined], self.shown_by[aggregation][defined], self.any_shown_by[aggregation])
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ class Estimate:
 @dataclass(frozen=True)
 class SettingResult:
     """A setting (a point without its trial): for each aggregation the estimates of the mean and of the K pathologies; of pooled mean IoU each
-    trial's replicates float32 [B], and how many patients it rests on."""
+    trial's replicates float32 [B]."""
 
     setting: SweepPoint
     points: tuple[PointResult, ...]
@@ -96,16 +103,14 @@ class SettingResult:
     pathologies: dict[str, list[Estimate]]
     undefined: dict[str, int]
     replicates: dict[int, npt.NDArray[np.float32]]
-    effective: float
 
     @property
     def trials(self) -> int:
         return len(self.points)
 
-    def mean_replicates(self, trials: Sequence[int]) -> Floats:
-        """Of pooled mean IoU over some of the trials: float64 [B]."""
-        mean: Floats = np.mean([self.replicates[trial] for trial in trials], axis=0, dtype=np.float64)
-        return mean
+    def replicates_of(self, trials: Sequence[int]) -> Floats:
+        """Of some trials' pooled mean IoU: float64 [B, n]."""
+        return np.stack([self.replicates[trial] for trial in trials], axis=1).astype(np.float64)
 
     def values(self, aggregation: str) -> dict[int, float]:
         """{trial: mean IoU}."""
@@ -116,9 +121,10 @@ def read_test_set(store: Store, record: Record, pathologies: Sequence[str], repl
     """The test set as the counts of any point have it; the bootstrap draws its patients `replicates` times."""
     counts = read_counts(store.read_table(record, "counts.parquet"), pathologies)
     rows, patients = patient_rows(counts.patients)
-    model, original = (positive_patients(own, rows, patients) for own in (counts.model, counts.original))
-    shown_by = {"pooled": model, "per_image": original, "per_image_true_pos_only": original}
-    return TestSet(patients, len(rows), shown_by, patient_weights(patients, replicates, 0))
+    own = {"pooled": counts.model, "per_image": counts.original, "per_image_true_pos_only": counts.original}
+    shown_by = {name: positive_patients(each, rows, patients) for name, each in own.items()}
+    any_shown_by = {name: patients_with_any(each, rows, patients) for name, each in own.items()}
+    return TestSet(patients, len(rows), shown_by, any_shown_by, patient_weights(patients, replicates, 0))
 
 
 def point_results(study: Study, store: Store, records: Mapping[str, Record], pathologies: Sequence[str]) -> list[PointResult]:
@@ -191,39 +197,43 @@ def _setting(setting: SweepPoint, planned: int, points: tuple[PointResult, ...],
     each: dict[str, list[Estimate]] = {}
     undefined: dict[str, int] = {}
     replicates: dict[int, npt.NDArray[np.float32]] = {}
-    effective = 0.0
     for name in AGGREGATIONS:
         matrix = np.stack([own.iou[name] for own in points]) if points else np.zeros((0, 0))
         undefined[name] = int(np.isnan(matrix).any(axis=0).sum())
         if test is None or not points:
             means[name], each[name] = _nothing(planned), []
             continue
-        drawn = np.stack([own.sums[name].replicates(test.weights) for own in points])  # [trials, B, K]
-        over_trials = np.stack([drawn[~np.isnan(matrix[:, k]), :, k].mean(axis=0) if not np.isnan(matrix[:, k]).all() else drawn[0, :, k]
-                                for k in range(matrix.shape[1])], axis=1)  # fmt: skip
-        by_trial = mean_over_pathologies(drawn, test.defined(name))
-        carried = min(float(test.patients), effective_patients(over_trials[:, test.defined(name)], test.shown_by[name][test.defined(name)]))
-        means[name] = estimate([mean_of_defined(row) for row in matrix], by_trial.mean(axis=0), carried, level, planned)
-        each[name] = [estimate(matrix[:, k].tolist(), over_trials[:, k], int(n), level, planned) for k, n in enumerate(test.shown_by[name])]
+        drawn = np.stack([own.sums[name].replicates(test.weights) for own in points], axis=2)  # [B, K, trials]
+        by_trial = mean_over_pathologies(np.moveaxis(drawn, 1, 2), test.defined(name))
+        carried = test.carried_by(name, np.stack([over_defined(drawn[:, k], matrix[:, k]) for k in range(matrix.shape[1])], axis=1))
+        means[name] = estimate([mean_of_defined(row) for row in matrix], by_trial, carried, level, planned)
+        each[name] = [estimate(matrix[:, k].tolist(), drawn[:, k], int(n), level, planned) for k, n in enumerate(test.shown_by[name])]
         if name == "pooled":
-            replicates = {own.point.trial: row for own, row in zip(points, by_trial.astype(np.float32), strict=True)}
-            effective = carried
-    return SettingResult(setting, points, planned, means, each, undefined, replicates, effective)
+            replicates = {own.point.trial: row for own, row in zip(points, by_trial.T.astype(np.float32), strict=True)}
+    return SettingResult(setting, points, planned, means, each, undefined, replicates)
+
+
+def over_defined(replicates: Floats, values: npt.ArrayLike) -> Floats:
+    """The mean over the trials that define a value: float64 [B] of [B, n]; NaN where none does."""
+    defined = ~np.isnan(np.asarray(values, dtype=np.float64))
+    mean: Floats = replicates[:, defined].mean(axis=1) if defined.any() else np.full(len(replicates), np.nan)
+    return mean
 
 
 def estimate(values: Sequence[float], replicates: Floats, patients: float, level: float, planned: int) -> Estimate:
     """A mean IoU over trials with its three intervals, cut to [0, 1].
 
     Args:
-        values: one a trial.
-        replicates: float64 [B] of the mean over the defined ones.
+        values: one a trial; NaN trials are left out.
+        replicates: float64 [B, n] of each trial.
         patients: how many it rests on.
         level: coverage in (0, 1).
         planned: trials.
     """
     trials = t_interval(values, level)
     both = combined_interval(values, replicates, patients, level).interval
-    return Estimate(_cut(trials), percentile_interval(trials.mean, replicates, patients, level), _cut(both), planned)
+    given = percentile_interval(trials.mean, over_defined(replicates, values), patients, level)
+    return Estimate(_cut(trials), given, _cut(both), planned)
 
 
 def _cut(interval: Interval) -> Interval:

@@ -7,18 +7,19 @@ from collections.abc import Sequence
 
 from chexseg_ray.evaluation.intervals import Interval
 from chexseg_ray.pipeline import SweepPoint
-from chexseg_ray.report.results import AGGREGATIONS, FEW_PATIENTS, PointResult, SettingResult, mean_of_defined
+from chexseg_ray.report.results import AGGREGATIONS, FEW_PATIENTS, Estimate, PointResult, SettingResult, mean_of_defined
 
 COLUMNS = (
     "method", "init", "p", "weak_n", "num_expert", "architecture", "encoder", "trial", "pathology", "aggregation", "iou", "low", "high",
     "n", "undefined", "interval", "given", "note", "record",
 )  # fmt: skip
-# of each interval what it is over, and what it is conditional on
+# of each interval what it is over, and what it is conditional on; {} are the expert masks, or the pool that each trial draws its own from
 KINDS = (
-    ("trials", "the test set, expert masks and shared models"),
+    ("trials", "the test set, {} and shared models"),
     ("patients", "the trained networks"),
-    ("trials and patients", "expert masks and shared models"),
+    ("trials and patients", "{} and shared models"),
 )
+STAR = f"* fewer than {FEW_PATIENTS} positive patients."
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -62,8 +63,9 @@ def long_csv(points: Sequence[PointResult], settings: Sequence[SettingResult], p
                 shared = axes | {"pathology": pathology, "aggregation": name, "iou": _blank(found.mean), "undefined": undefined}
                 for (kind, given), interval in zip(KINDS, (found.trials, found.patients, found.both), strict=True):
                     few = "" if kind == "trials" or not found.few or interval.reason else f"fewer than {FEW_PATIENTS} positive patients"
-                    ends = {"low": _blank(interval.low), "high": _blank(interval.high), "n": interval.n}
-                    writer.writerow(shared | ends | {"interval": f"{kind}, {level:g}", "given": given, "note": interval.reason or few})
+                    ends = {"low": _blank(interval.low), "high": _blank(interval.high), "n": interval.n, "interval": f"{kind}, {level:g}"}
+                    masks = "the pool of expert masks" if setting.setting.num_expert else "expert masks"
+                    writer.writerow(shared | ends | {"given": given.format(masks), "note": interval.reason or few})
     return stream.getvalue()
 
 
@@ -79,14 +81,24 @@ def _blank(value: float) -> str:
 
 
 def main_rows(settings: Sequence[SettingResult], aggregation: str, count: int) -> list[list[str]]:
-    """Setting, n of m trials, mean with its intervals, and one IoU for each of `count` pathologies (* where few patients show it)."""
+    """Setting, n of m trials, mean with its intervals, and one IoU for each of `count` pathologies (* where few patients show it; in how many
+    trials it is defined, unless in all)."""
     rows = []
     for result in settings:
         mean = result.mean[aggregation]
-        each = [number(own.mean) + ("*" if own.few else "") for own in result.pathologies[aggregation]] or ["–"] * count
+        each = [marked(own) + _of_trials(own, result.trials) for own in result.pathologies[aggregation]] or ["–"] * count
         intervals = [with_interval(mean.both), ends(mean.trials), ends(mean.patients)]
         rows.append([*setting_cells(result), f"{result.trials} of {result.planned}", *intervals, *each])
     return rows
+
+
+def marked(own: Estimate) -> str:
+    """The mean, with * where few patients carry it."""
+    return number(own.mean) + ("*" if own.few else "")
+
+
+def _of_trials(own: Estimate, trials: int) -> str:
+    return f" ({own.trials.n} of {trials})" if 0 < own.trials.n < trials else ""
 
 
 def ends(interval: Interval) -> str:

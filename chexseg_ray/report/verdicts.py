@@ -7,7 +7,7 @@ from chexseg_ray.choice import Chosen
 from chexseg_ray.report.contrasts import ContrastResult
 from chexseg_ray.report.paper_tables import Cell, Links, Table
 from chexseg_ray.report.readers import READER, Comparison
-from chexseg_ray.report.results import SettingResult
+from chexseg_ray.report.results import FEW_PATIENTS, SettingResult
 from chexseg_ray.report.tables import ends, number
 
 
@@ -15,17 +15,22 @@ def findings(contrasts: Sequence[ContrastResult], comparison: Comparison, chosen
     """The report's first sentences."""
     out = []
     for own in contrasts:
-        if own.difference is None:
+        if own.difference is None or math.isnan(own.difference.both.interval.mean):
             continue
-        mean = own.difference.both.interval.mean
         verdict = _verdict(own, level)
-        out.append(f"{own.label()}: mIoU differs by {mean:+.3f} ({ends(own.difference.both.interval)}); {verdict}")
+        out.append(f"{own.label()}: mIoU differs by {_signed(own)} ({ends(own.difference.both.interval)}); {verdict}")
     if chosen:
         best = next(iter(chosen.values()))
         out.append(f"Best by validation: {best.point.label} ({best.kind}).")
     if not math.isnan(comparison.gap_closed.mean):
         out.append(gap_words(comparison, level))
     return out
+
+
+def _signed(own: ContrastResult) -> str:
+    """The difference with its sign, and * where few patients carry it."""
+    mean = own.difference.both.interval.mean if own.difference else math.nan
+    return "–" if math.isnan(mean) else f"{mean:+.3f}{'*' if own.few else ''}"
 
 
 def _verdict(own: ContrastResult, level: float) -> str:
@@ -46,7 +51,8 @@ def gap_words(comparison: Comparison, level: float) -> str:
     if math.isnan(gap.mean):
         there = any(rival.name == READER for rival in comparison.rivals)
         return f"Gap to the radiologists: not said ({gap.reason})." if there else ""
-    interval = f" ({_percent(level)} interval over patients {100 * gap.low:.0f} to {100 * gap.high:.0f} %)" if not gap.reason else ""
+    words = f"{_percent(level)} interval over patients {100 * gap.low:.0f} to {100 * gap.high:.0f} %"
+    interval = f" ({gap.reason or words}{'; few patients' if gap.n < FEW_PATIENTS else ''})"
     return f"Semi-supervision closes {100 * gap.mean:.0f} %{interval} of the best weakly supervised setting's mIoU gap to the radiologists."
 
 
@@ -66,11 +72,14 @@ def contrast_table(contrasts: Sequence[ContrastResult], links: Links, patients: 
         d = own.difference
         needed = [_needed(own, own.trials_needed, "trials", 0), _needed(own, own.patients_needed, "patients", patients)]
         texts = [ends(d.trials), ends(d.patients), p_words(d.p_value), p_words(own.holm_p), *needed]
-        both = Cell(f"{d.both.interval.mean:+.3f}", ends(d.both.interval), links[own.first])
+        both = Cell(_signed(own), ends(d.both.interval), links[own.first])
         rows.append((Cell(own.shared()), *sides, Cell(str(own.trials)), both, *map(Cell, texts)))
     names_ = ("of", "first", "second", "trials", "first - second", "over trials", "over patients", "p", "Holm's p")
     needs = ("trials for a power of 80 %", "patients for a power of 80 %")
-    text = "Differences in pooled mean IoU that the config asked for beforehand, paired; below each its interval over trials and patients."
+    text = (
+        "Differences in pooled mean IoU that the config asked for beforehand, paired; below each its interval over trials and patients. "
+        f"* carried by fewer than {FEW_PATIENTS} patients."
+    )
     return [Table("contrasts", "Contrasts", text, (*names_, *needs), 3, tuple(rows))] if rows else []
 
 
@@ -94,7 +103,7 @@ def chosen_rows(chosen: Mapping[str, Chosen], settings: Sequence[SettingResult],
 
 def interval_words(level: float, overlaps: Sequence[str]) -> list[tuple[str, str]]:
     """Each interval's name, how it is made and what it is conditional on."""
-    shared = "the expert masks and what the trials share (classifier, IRNet, encoders)"
+    shared = "the expert masks (with num_expert: those that each trial draws from) and what the trials share (classifier, IRNet, encoders)"
     weak = f" {'; '.join(overlaps).capitalize()}: what they share, they do not vary in." if overlaps else ""
     return [
         ("over trials", f"{_percent(level)} Student t, given this test set, {shared}. Cut to [0, 1].{weak}"),
@@ -104,7 +113,8 @@ def interval_words(level: float, overlaps: Sequence[str]) -> list[tuple[str, str
         ),
         (
             "over both",
-            f"{_percent(level)}: s²/n of the trials plus the bootstrap's variance, Satterthwaite's t; given {shared}. Cut to [0, 1].",
+            f"{_percent(level)}: s²/n of the trials plus the part of the bootstrap's variance that they share, Satterthwaite's t; given {shared}. "
+            "Cut to [0, 1].",
         ),
         (
             "contrasts",

@@ -28,6 +28,7 @@ from chexseg_ray.evaluation.intervals import (
     p_value,
     percentile_interval,
     satterthwaite_t,
+    shared_variance,
     t_interval,
 )
 from chexseg_ray.evaluation.iou import per_image_iou, pooled_iou
@@ -100,6 +101,44 @@ def test_the_patient_bootstrap_has_scipys_spread(rng: np.random.Generator) -> No
     assert 1.0 < (interval.high - interval.low) / width < 1.08, "a little wider than the plain percentile interval"
 
 
+def shared(replicates: np.ndarray, trials: int) -> np.ndarray:
+    """Replicates of trials that err on the same patients."""
+    return np.repeat(replicates[:, None], trials, axis=1)
+
+
+def test_the_shared_variance_is_the_covariance_between_trials(rng: np.random.Generator) -> None:
+    replicates = rng.normal(size=(5000, 1)) * 0.5 + rng.normal(size=(5000, 4)) * 2
+    replicates[7, 2] = np.nan
+    together, own = shared_variance(replicates)
+    expected = np.cov(replicates[~np.isnan(replicates).any(axis=1)].T)
+    assert together == pytest.approx(expected[np.triu_indices(4, 1)].mean())
+    assert together + own == pytest.approx(expected.diagonal().mean())
+    assert shared_variance(np.array([[0.1, 0.4], [0.2, 0.3], [0.3, 0.1]]))[0] == 0, "not negative"
+    assert np.isnan(shared_variance(replicates[:, :1])).all()
+
+
+@pytest.mark.parametrize(("trial_sd", "own_sd"), [(0.0, 0.3), (0.02, 0.3), (0.05, 0.05)])
+def test_a_paired_test_of_no_difference_finds_about_what_it_may(trial_sd: float, own_sd: float, rng: np.random.Generator) -> None:
+    """What two settings do differently on a patient varies by trial: it is in the trials' variance already, and is not counted again."""
+    n, patients, found = 3, 60, 0
+    for _ in range(400):
+        each = rng.normal(scale=trial_sd, size=(n, 1)) + rng.normal(scale=0.05, size=patients) + rng.normal(scale=own_sd, size=(n, patients))
+        weights = rng.multinomial(patients, np.full(patients, 1 / patients), size=300) / patients
+        values = each.mean(axis=1)
+        found += paired_difference(values.tolist(), [0.0] * n, weights @ each.T, np.zeros((300, n)), patients, 0.95).p_value < 0.05
+    assert 2.5 <= found / 4 <= 8, "per cent of 400, nominal 5"
+
+
+def test_more_patients_take_away_what_a_trial_does_on_its_own_patients(rng: np.random.Generator) -> None:
+    replicates = 0.02 + rng.normal(scale=0.02, size=(4000, 3))  # nothing shared
+    values = [0.0, 0.02, 0.04]
+    both = paired_difference(values, [0.0] * 3, replicates, np.zeros((4000, 3)), 100, 0.95).both
+    assert both.interaction == pytest.approx(0.02**2, rel=0.1)
+    more = patients_needed(both, 100, 0.95)
+    assert more is not None, "the trials vary by 0.02, as they would on these patients without any variance of their own"
+    assert 200 < more < 5000
+
+
 def test_both_variances_together_are_welchs_test(rng: np.random.Generator) -> None:
     """A difference of two means has the same form: v1 + v2 with n1 - 1 and n2 - 1 degrees of freedom."""
     a, b = rng.normal(0.4, 1.0, size=4), rng.normal(0.0, 2.0, size=9)
@@ -107,7 +146,7 @@ def test_both_variances_together_are_welchs_test(rng: np.random.Generator) -> No
     scale = math.sqrt(b.var(ddof=1) / len(b))
     replicates = rng.normal(size=500)
     replicates = (replicates - replicates.mean()) / replicates.std(ddof=1) * scale
-    ours = combined_interval((a - b.mean()).tolist(), replicates, len(b), 0.95)
+    ours = combined_interval((a - b.mean()).tolist(), shared(replicates, len(a)), len(b), 0.95)
     expected = welch.confidence_interval(0.95)
     assert (ours.interval.low, ours.interval.high) == pytest.approx((expected.low, expected.high))
     assert p_value(ours, satterthwaite_t) == pytest.approx(welch.pvalue, rel=1e-6)
@@ -122,9 +161,9 @@ def test_cochran_and_coxs_quantile_is_between_those_of_its_parts() -> None:
 
 def test_without_patient_variance_both_are_the_t_interval() -> None:
     values = [0.31, 0.35, 0.30]
-    ours, t = combined_interval(values, np.full(100, 0.32), 50, 0.95), t_interval(values, 0.95)
+    ours, t = combined_interval(values, np.full((100, 3), 0.32), 50, 0.95), t_interval(values, 0.95)
     assert (ours.interval.low, ours.interval.high) == pytest.approx((t.low, t.high))
-    difference = paired_difference(values, [0.0] * 3, np.full(100, 0.32), np.zeros(100), 50, 0.95)
+    difference = paired_difference(values, [0.0] * 3, np.full((100, 3), 0.32), np.zeros((100, 3)), 50, 0.95)
     assert difference.p_value == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
 
 
@@ -140,7 +179,7 @@ def test_without_patient_variance_both_are_the_t_interval() -> None:
     ],
 )
 def test_what_has_no_interval_says_why(values: list[float], replicates: list[float], patients: int, reason: str) -> None:
-    ours = combined_interval(values, np.array(replicates), patients, 0.95)
+    ours = combined_interval(values, shared(np.array(replicates), len(values)), patients, 0.95)
     assert ours.interval.reason == reason
     assert math.isnan(ours.interval.low)
     assert math.isnan(p_value(ours, cochran_cox_t))
@@ -189,39 +228,42 @@ def test_power_is_the_share_of_simulated_studies_that_find_the_difference(
 
 
 def test_needed_numbers_are_the_smallest_that_reach_the_power(rng: np.random.Generator) -> None:
-    replicates = rng.normal(0.05, 0.01, size=2000)
-    both = paired_difference([0.10, 0.02, 0.05], [0.0, 0.0, 0.0], replicates, np.zeros(2000), 80, 0.95).both
+    nothing = np.zeros((2000, 3))
+    replicates = shared(rng.normal(0.05, 0.01, size=2000), 3)
+    both = paired_difference([0.10, 0.02, 0.05], [0.0, 0.0, 0.0], replicates, nothing, 80, 0.95).both
     n = trials_needed(both, 0.95)
     assert n is not None
     one = both.trial_variance * 3
     assert power(both.interval.mean, one, both.patient_variance, n, 79, 0.95) >= 0.8
     assert power(both.interval.mean, one, both.patient_variance, n - 1, 79, 0.95) < 0.8
     assert patients_needed(both, 80, 0.95) is None, "three trials that vary so much cannot be mended by patients"
-    wide = paired_difference([0.05, 0.051, 0.049], [0.0] * 3, rng.normal(0.05, 0.1, size=2000), np.zeros(2000), 80, 0.95).both
+    wide = paired_difference([0.05, 0.051, 0.049], [0.0] * 3, shared(rng.normal(0.05, 0.1, size=2000), 3), nothing, 80, 0.95).both
     assert trials_needed(wide, 0.95) is None, "nor patients by trials"
     more = patients_needed(wide, 80, 0.95)
     assert more is not None
     assert more > 800
-    clear = paired_difference([0.5, 0.51, 0.49], [0.0] * 3, rng.normal(0.5, 0.01, size=2000), np.zeros(2000), 80, 0.95).both
+    clear = paired_difference([0.5, 0.51, 0.49], [0.0] * 3, shared(rng.normal(0.5, 0.01, size=2000), 3), nothing, 80, 0.95).both
     assert patients_needed(clear, 80, 0.95) == 80, "not below the number that there is"
 
 
 def test_two_trials_that_find_a_difference_are_not_said_to_need_more_patients(rng: np.random.Generator) -> None:
     """Power falls again with very many patients, as the quantile of 1 degree of freedom takes over."""
-    replicates = rng.normal(0.10785, 0.01372, size=4000)
-    both = paired_difference([0.10785 + 0.0011, 0.10785 - 0.0011], [0.0, 0.0], replicates, np.zeros(4000), 261, 0.95).both
+    replicates = shared(rng.normal(0.10785, 0.01372, size=4000), 2)
+    both = paired_difference([0.10785 + 0.0011, 0.10785 - 0.0011], [0.0, 0.0], replicates, np.zeros((4000, 2)), 261, 0.95).both
     assert power(both.interval.mean, both.trial_variance * 2, both.patient_variance, 2, 260, 0.95) > 0.8
     assert patients_needed(both, 261, 0.95) == 261
 
 
 def test_a_mean_rests_on_the_patients_of_what_varies_most(rng: np.random.Generator) -> None:
     positive = np.array([100, 100, 5])
-    even = effective_patients(rng.normal(scale=[0.01, 0.01, 0.0001], size=(4000, 3)), positive)
+    even = effective_patients(rng.normal(scale=[0.01, 0.01, 0.0001], size=(4000, 3)), positive, 500)
     assert 100 < even < 220
-    ruled = effective_patients(rng.normal(scale=[0.01, 0.01, 0.2], size=(4000, 3)), positive)
+    ruled = effective_patients(rng.normal(scale=[0.01, 0.01, 0.2], size=(4000, 3)), positive, 500)
     assert 5 <= ruled < 5.5
     nan = np.full((10, 1), np.nan)
-    assert effective_patients(nan, np.array([7])) == 7
+    assert effective_patients(nan, np.array([7]), 500) == 7
+    ten = effective_patients(rng.normal(size=(4000, 1)) * np.ones(10), np.full(10, 8), 8)
+    assert ten == 8, "ten pathologies of the same eight patients are eight patients"
 
 
 def test_a_replicate_without_a_positive_patient_does_not_define_the_pathology() -> None:
@@ -242,3 +284,5 @@ def test_intervals_cover_the_truth_as_often_as_they_say(coverage: ModuleType) ->
     assert studies.hierarchical < studies.both
     assert studies.false_findings <= 0.07
     assert studies.blank == 0
+    own = coverage.simulate(200, 0.6, 3, 300, 1, 300, trial_sd=0.02, both_sd=1.0)
+    assert 0.015 <= own.false_findings <= 0.09, "what a trial does on patients of its own is counted once"

@@ -2,10 +2,12 @@
 
 import csv
 import io
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from chexseg_ray.choice import choose
 from chexseg_ray.config import StudyConfig
 from chexseg_ray.report.figures import Figure, draw
 from chexseg_ray.report.page import read_results, write_report
+from chexseg_ray.report.paper_tables import init_name
 
 GRID = ("sweep.p=[0.0, 0.5, 0.9, 1.0]", "sweep.method=[gradcam, irnet]", "sweep.trials=3", "report.bootstrap_replicates=200")
 CONTRASTS = "report.contrasts=[{p: [0.9, 0.0]}, {p: [0.9, 1.0]}, {method: [irnet, gradcam], p: 0.0}, {init: [moco, chexpert]}]"
@@ -69,14 +72,16 @@ def test_intervals_over_trials_are_scipys_of_the_trials_rows(whole: tuple[Path, 
     assert checked > 300
 
 
-def test_every_interval_holds_its_mean_and_both_sources_are_no_less_wide_than_patients_alone(whole: tuple[Path, StudyConfig, Path]) -> None:
+def test_every_interval_holds_its_mean_and_both_sources_add_up(whole: tuple[Path, StudyConfig, Path]) -> None:
     own = [r for r in rows(whole[2]) if r["trial"] == "all" and r["pathology"] == "mean" and r["aggregation"] == "pooled"]
     kinds = {(r["method"], r["init"], r["p"], r["interval"].split(",")[0]): r for r in own}
     for (method, init, p, kind), row in kinds.items():
         assert float(row["low"]) <= float(row["iou"]) <= float(row["high"])
         if kind == "patients":
-            both = kinds[method, init, p, "trials and patients"]
-            assert float(both["high"]) - float(both["low"]) > 0.9 * (float(row["high"]) - float(row["low"])), "but for the percentiles' noise"
+            trials, both = (kinds[method, init, p, kind] for kind in ("trials", "trials and patients"))
+            width = {row["interval"]: float(row["high"]) - float(row["low"]) for row in (trials, both)}
+            smallest = stats.t.ppf(0.975, 2 + 39) / stats.t.ppf(0.975, 2)  # with all degrees of freedom and no variance of patients
+            assert width[both["interval"]] > smallest * width[trials["interval"]]
             assert row["n"] == "40"
 
 
@@ -100,7 +105,9 @@ def test_table_1_has_the_papers_layout(whole: tuple[Path, StudyConfig, Path]) ->
     assert found[1][5] == found[2][5], "p = 1 is one training for both methods"
     weak = table(whole[2] / "table2.csv")
     assert weak[0][:5] == ["Encoder", "Train set size", "Experts", "CAM", "IRNet"]
-    assert re.fullmatch(r"0\.\d{3} ± 0\.\d{5}", weak[1][3])
+    own = [float(r["iou"]) for r in rows(whole[2]) if r["trial"] != "all" and r["pathology"] == "mean" and r["aggregation"] == "pooled"
+           and (r["method"], r["init"], r["p"]) == ("gradcam", "random", "0.0")]  # fmt: skip
+    assert weak[1][3] == f"{np.mean(own):.3f} ± {stats.t.ppf(0.975, 2) * stats.sem(own):.5f}"
 
 
 def test_contrasts_are_paired_by_trial_and_corrected(whole: tuple[Path, StudyConfig, Path]) -> None:
@@ -183,7 +190,7 @@ def test_each_figure_is_png_and_svg_with_its_data(whole: tuple[Path, StudyConfig
         with Image.open(folder / f"{name}.png") as image:
             assert min(image.size) > 400
         data = load(folder / f"{name}.json")
-        assert {"panel", "line", "x", "iou", "low", "high"} == set(data[0])
+        assert {"panel", "line", "x", "iou", "low", "high", "few_patients"} == set(data[0])
     panels = [row["panel"] for row in load(folder / "figure2_iou_over_p.json")]
     assert list(dict.fromkeys(panels)) == ["(a) mean IoU", "(b) Pleural Effusion", "(c) Consolidation", "(d) Edema"]
     bars = {(r["panel"], r["x"]) for r in load(folder / "figure3_initialisations.json")}
@@ -194,11 +201,44 @@ def test_each_figure_is_png_and_svg_with_its_data(whole: tuple[Path, StudyConfig
 def test_every_line_of_every_panel_is_in_the_legend_in_its_own_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr("chexseg_ray.report.figures.figure_bytes", lambda figure: drawn.append(figure) or {})
-    bar = [("Random", 0.4, 0.3, 0.5)]
-    draw(Figure("f", "F", "", {"(a)": {"expert masks": bar}, "(b)": {"CAM": bar, "IRNet": bar}}, bars=True), 0.95)
+    bar = [("Random", 0.4, 0.3, 0.5, False)]
+    draw(Figure("f", "F", "", {"(a)": {"expert masks": bar}, "(b)": {"CAM": bar, "IRNet": bar}}, "over patients", bars=True), 0.95)
     legend = drawn[0].legends[0]
+    assert legend.get_title().get_text() == "95 % intervals over patients"
     assert [text.get_text() for text in legend.get_texts()] == ["expert masks", "CAM", "IRNet"]
     assert len({handle.get_facecolor() for handle in legend.get_patches()}) == 3
+
+
+def test_what_has_no_interval_is_drawn_without_one_and_few_patients_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("chexseg_ray.report.figures.figure_bytes", lambda figure: drawn.append(figure) or {})
+    line = [(0.0, 0.2, math.nan, math.nan, True), (1.0, 0.4, 0.3, 0.5, False)]
+    draw(Figure("f", "F", "p", {"(a)": {"CAM": line}}, "over trials and patients"), 0.95)
+    axes, legend = drawn[0].axes[0], drawn[0].legends[0]
+    ends = axes.containers[0].lines[2][0].get_segments()
+    assert not len(ends[0]), "no bar"
+    assert np.isnan(axes.containers[0].lines[1][0].get_ydata()[0]), "and no cap"
+    np.testing.assert_allclose(np.array(ends[1])[:, 1], [0.3, 0.5])
+    assert [[x, y] for x, y in axes.lines[-1].get_xydata()] == [[0.0, 0.2]], "a hollow marker"
+    assert "hollow: fewer than 20 positive patients" in legend.get_title().get_text()
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders() -> None:
+    settings = [SimpleNamespace(setting=SimpleNamespace(init=init)) for init in ("/runs/a/w.pth", "/runs/b/w.pth", "/other/x.pth", "moco")]
+    names = [init_name(own.setting.init, settings) for own in settings]  # type: ignore[arg-type]
+    assert names == ["a/w.pth", "b/w.pth", "x.pth", "MoCo-CXR"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_trial_without_any_defined_pathology_is_left_out_of_the_means_intervals(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "data.pathologies=[Edema, Cardiomegaly]", "classifier.selection_pathologies=[Edema]",
+                       "encoder_classifier.selection_pathologies=[Edema]")  # fmt: skip
+    write_report(config, fill(tmp_path, config, absent="Cardiomegaly", blank=("Edema", 0)), Store.open(str(tmp_path)))
+    own = [r for r in rows(tmp_path / "report" / "tiny") if r["trial"] == "all" and r["p"] == "0.5" and r["method"] == "gradcam"]
+    found = {(r["pathology"], r["interval"].split(",")[0]): r for r in own if r["aggregation"] == "per_image_true_pos_only"}
+    for kind in ("trials", "patients", "trials and patients"):
+        assert [found["mean", kind][end] for end in ("low", "high")] == [found["Edema", kind][end] for end in ("low", "high")] != ["", ""]
+    assert "(2 of 3)" in html(tmp_path)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -257,7 +297,7 @@ def test_the_papers_own_numbers_stand_beside_a_run_of_the_papers_study(tmp_path:
     folder = tmp_path / "report" / config.report.name
     found = table(folder / "table1.csv")
     columns, mean = found[0], found[1]
-    for p, value in (("p = 0, 20000 weak", "0.142"), ("p = 0.85", "0.261"), ("p = 0.9", "0.270"), ("p = 1", "0.246")):
+    for p, value in (("p = 0, 20000 weak", "0.142"), ("p = 0.85", "0.261"), ("p = 0.9", "0.270 ± 0.00872"), ("p = 1", "0.246 ± 0.01837")):
         name = next(c for c in columns if c.startswith(p) and c.endswith("paper"))
         assert mean[columns.index(name)] == value
     weak = table(folder / "table2.csv")
@@ -319,6 +359,7 @@ def test_settings_with_more_trials_are_paired_on_those_that_both_have(tmp_path: 
     found = load(tmp_path / "report" / "tiny" / "contrasts.json")
     assert [c["trials"] for c in found] == [3, 3], "one a method: the same two the other way round are no second test"
     assert all(c["p"] is not None and c["holm_p"] >= c["p"] for c in found)
+    assert all(c["carried_by_patients"] >= 20 for c in found)
     assert "significant, Holm&#39;s p" in html(tmp_path)
 
 
@@ -355,6 +396,53 @@ def test_fewer_than_20_positive_patients_are_marked(positive: int, marked: bool,
     }
     assert (notes == {"fewer than 20 positive patients"}) == marked
     assert f"Edema {positive}" in html(tmp_path)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_difference_that_few_patients_carry_is_marked(tmp_path: Path) -> None:
+    one = ("data.pathologies=[Edema]", "classifier.selection_pathologies=[Edema]", "encoder_classifier.selection_pathologies=[Edema]")
+    config = config_of(tmp_path, *one)
+    write_report(config, fill(tmp_path, config, positive=("Edema", 12)), Store.open(str(tmp_path)))
+    found = load(tmp_path / "report" / "tiny" / "contrasts.json")
+    assert {c["carried_by_patients"] for c in found} == {12}
+    assert re.search(r"mIoU differs by \+0\.\d{3}\* \(", html(tmp_path))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_without_a_positive_test_image_nothing_is_said_of_a_difference(tmp_path: Path) -> None:
+    one = ("data.pathologies=[Edema]", "classifier.selection_pathologies=[Edema]", "encoder_classifier.selection_pathologies=[Edema]")
+    config = config_of(tmp_path, *one)
+    write_report(config, fill(tmp_path, config, absent="Edema"), Store.open(str(tmp_path)))
+    assert "nan" not in re.sub(r"data:image/png;base64,[^\"]*|<style>.*?</style>", "", html(tmp_path), flags=re.DOTALL).replace("significant", "")
+    assert "mIoU differs" not in html(tmp_path)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_share_of_the_gap_has_no_interval_where_there_may_be_no_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(tmp_path)
+    monkeypatch.setattr("report.fakes.quality_of", lambda point: 0.9 + 0.001 * (0 < point.p < 1))
+    write_report(config, fill(tmp_path, config), Store.open(str(tmp_path)))
+    gap = re.search(r"Semi-supervision closes -?\d+ % \(([^)]*)\)|not said \(([^)]*)\)", html(tmp_path))
+    assert gap is not None
+    assert "may be no gap" in (gap[1] or "") or "not below" in (gap[2] or "")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_drawn_expert_masks_are_conditions_of_their_own(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "sweep.num_expert=[4]", "sweep.p=[1.0]")
+    study = fill(tmp_path, config)
+    step = next(own for own in study.steps() if own.name == "images" and own.config["split"] == "expert_train")
+    ids = [f"e{i:02d}" for i in range(6)]
+    commit(Store.open(str(tmp_path)), step, {"images/part-00000.parquet": pa.table({"cxr_id": ids})}, {}, rows=6)
+    positive = dict.fromkeys(config.data.pathologies, 3)
+    commit(Store.open(str(tmp_path)), step.inputs["manifest"], {}, {"positive_masks": positive, "positive_labels": positive, "patients": 4})
+    write_report(config, study, Store.open(str(tmp_path)))
+    from chexseg_ray.segmentation.mixing import expert_subset
+
+    a, b, c = (set(expert_subset(ids, 0, trial, 4)) for trial in range(3))
+    assert f"wo trials&#39; 4 expert masks share {np.mean([len(a & b), len(a & c), len(b & c)]) / 4:.0%}" in html(tmp_path)
+    given = {r["given"] for r in rows(tmp_path / "report" / "tiny") if r["interval"].startswith("trials,")}
+    assert given == {"the test set, the pool of expert masks and shared models"}
 
 
 @pytest.mark.usefixtures("undrawn")
