@@ -180,6 +180,7 @@ def test_two_workers_train_what_one_process_trains_for_two_replicas(name: str, a
         assert torch.allclose(tensor, one[key], rtol=1e-2, atol=2e-3), key
 
 
+@pytest.mark.slow
 def test_points_with_worker_groups_run_in_the_sweep_before_the_others(tiny_store: Path, tmp_path: Path, job: Job) -> None:
     store = Path(shutil.copytree(tiny_store, tmp_path / "store"))
     arguments = [

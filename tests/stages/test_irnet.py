@@ -69,7 +69,7 @@ def usable(store: Store, step: Step) -> dict[str, np.ndarray]:
 @pytest.mark.ray
 def test_a_sweep_extended_by_irnet_builds_what_irnet_needs_and_nothing_else(tiny_store: Path, irnet_store: Path) -> None:
     before, after = ({p.parent.parent.name + "/" + p.parent.name for p in s.glob("*/*/record.json")} for s in (tiny_store, irnet_store))
-    new = sorted(address.split("/")[0] for address in after - before)
+    new = sorted(address.split("/")[0] for address in after - before if not address.startswith("prediction/"))  # which model is best is open
     assert new == ["evaluation"] * 2 + ["irnet", "propagation", "pseudo_masks"] + ["segmentation"] * 2
     record = record_of(irnet_store, "irnet")
     assert record.metrics["encoder"] == {"source": "random", "normalisation": "imagenet"}
