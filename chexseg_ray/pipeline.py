@@ -24,7 +24,7 @@ DEEPLABS = ("deeplabv3", "deeplabv3plus")
 
 # bumped when the algorithm of a step changes its numbers
 VERSIONS = {
-    "phantom": 1, "manifest": 1, "images": 1, "encoder": 2, "classifier": 2, "moco": 1, "cams": 1, "irnet": 1, "propagation": 1, "pseudo_masks": 1,
+    "phantom": 1, "manifest": 1, "images": 1, "encoder": 2, "classifier": 2, "moco": 1, "cams": 1, "irnet": 1, "propagation": 1, "pseudo_masks": 2,
     "segmentation": 2, "evaluation": 1, "benchmark": 1, "prediction": 1,
 }  # fmt: skip
 

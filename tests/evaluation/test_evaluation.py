@@ -79,6 +79,8 @@ def test_histogram_curves_are_the_thresholds_own_masks(grid: np.ndarray, rng: np
 def test_a_cam_threshold_is_never_0_and_falls_back_to_the_one_over_all() -> None:
     assert cam_grid(0.05).min() > 0
     assert len(cam_grid(0.05)) == 19
+    for step, last in ((0.3, 0.9), (0.07, 0.98), (0.1, 0.9), (0.5, 0.5)):
+        assert cam_grid(step).tolist() == pytest.approx([step * i for i in range(1, round(last / step) + 1)]), "up to the last one below 1"
     histogram = ScoreHistogram(3, cam_grid(0.1))
     scores = np.linspace(0, 1, 100, dtype=np.float32)
     histogram.add(0, scores, scores > 0.7)
