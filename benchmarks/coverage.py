@@ -181,16 +181,17 @@ def main() -> None:
         print(f"t over {trials:2} normal trials: {100 * t_coverage(trials, 5 * simulations, 0):.1f}")
     names = "| patients  trials and patients  (percentile hierarchical)  false findings  blank"
     alone = f"patients prevalence positive trials {names}"
-    simulations_ = {"simulations": simulations, "seed": 0}
+    shared = {"simulations": simulations, "seed": 0}
     for title, columns, rows in (
         ("one pathology", alone, [(p, q, t, {}) for p in (50, 100, 200, 500) for q in (0.1, 0.3, 0.6) for t in (3, 5)]),
         ("trials that vary four times as much", alone, [(p, 0.3, t, {"trial_sd": 4 * TRIAL_SD}) for p in (200, 500) for t in (3, 5)]),
+        ("five times as many studies", alone, [(200, 0.6, 3, {"simulations": 5 * simulations, "seed": 3, "both_sd": sd}) for sd in (BOTH_SD, 1.0)]),
         ("trials that err on patients of their own", alone, [(200, 0.6, t, {"both_sd": 1.0, "trial_sd": sd}) for sd in (0.02, 0.15) for t in (3, 5)]),
     ):
         print(f"{title}\n{columns}")
-        _each([(f"{p:8} {q:10.1f} {{:8.0f}} {t:6}", partial(simulate, p, q, t, **simulations_, **more)) for p, q, t, more in rows])
+        _each([(f"{p:8} {q:10.1f} {{:8.0f}} {t:6}", partial(simulate, p, q, t, **{**shared, **more})) for p, q, t, more in rows])
     print(f"mean of ten pathologies\npatients of which with fewer than 20 positives, trials {names}")
-    _each([(f"{p:8} {{:19.1f}} {t:6}", partial(simulate_mean, p, t, **simulations_)) for p in (100, 200, 500) for t in (3, 5)])
+    _each([(f"{p:8} {{:19.1f}} {t:6}", partial(simulate_mean, p, t, **shared)) for p in (100, 200, 500) for t in (3, 5)])
 
 
 def _each(rows: list[tuple[str, Callable[[], Coverage]]]) -> None:
