@@ -116,7 +116,4 @@ def read_xray(filesystem: pafs.FileSystem, path: str) -> npt.NDArray[np.uint8]:
             data = stream.read()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise ImageError("missing") from None
-    grey = decode_dicom(data) if is_dicom(data) else decode_grey(data)
-    if grey.size > MOST_PIXELS:
-        raise ImageError("too_large")
-    return grey
+    return (decode_dicom if is_dicom(data) else decode_grey)(data, MOST_PIXELS)
