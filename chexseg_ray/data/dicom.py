@@ -101,11 +101,13 @@ def _pixels(dataset: Any) -> npt.NDArray[Any]:
 
 def _padding(values: npt.NDArray[Any], dataset: Any) -> npt.NDArray[np.bool_] | None:
     """Which stored values [h, w] are no part of the image (PS3.3 C.7.5.1.1.2); None when the file names none."""
-    if dataset.get("PixelPaddingValue") is None:
+    first, last = (dataset.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    if first is None:
         return None
-    ends = [int(dataset.PixelPaddingValue), int(dataset.get("PixelPaddingRangeLimit") or dataset.PixelPaddingValue)]
-    low, high = sorted(np.array(ends).astype(values.dtype).tolist())  # a file may write a negative value as unsigned
-    return (values >= low) & (values <= high)
+    ends = np.array([int(first), int(first if last is None else last)])
+    low, high = sorted(ends.astype(values.dtype).tolist())  # a file may write a negative value as unsigned
+    inside: npt.NDArray[np.bool_] = (values >= low) & (values <= high)
+    return inside
 
 
 def _shown(values: npt.NDArray[Any], padding: npt.NDArray[np.bool_] | None, dataset: Any) -> npt.NDArray[np.uint8]:

@@ -28,7 +28,7 @@ DAMAGE = (
     struct.error,
     zlib.error,
 )
-_TURNS = {  # EXIF's Orientation, and how to undo it
+_TURNS: dict[object, Image.Transpose] = {  # EXIF's Orientation, and how to undo it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,

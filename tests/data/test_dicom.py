@@ -121,6 +121,7 @@ def test_the_first_whole_window_counts() -> None:
         ([4095, 1000, 1200, 1400], {"PixelPaddingValue": 4095}),
         ([7, 1000, 1200, 1400], {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 9}),
         ([-2000, 1000, 1200, 1400], {"PixelPaddingValue": -2000, "PixelRepresentation": 1}),
+        ([-3, 1000, 1200, 1400], {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": 0, "PixelRepresentation": 1}),
     ],
 )
 def test_padding_is_black_and_no_part_of_the_stretch(values: list[int], padding: dict[str, int], colour: str) -> None:
