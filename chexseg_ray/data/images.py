@@ -2,14 +2,43 @@
 
 import io
 import math
+import struct
+import zlib
 from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 MAX_PIXELS = 100_000_000  # the largest CheXpert image has 12 million
+# what decoders raise on bytes that are not as the standard says
+DAMAGE = (
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    OSError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+_TURNS: dict[object, Image.Transpose] = {  # EXIF's Orientation, and how to undo it
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS = (5, 6, 7, 8)  # those that exchange height and width
+_EIGHT_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)  # 0..65535 to 0..255, rounded
 
 
 class ImageError(ValueError):
@@ -20,42 +49,54 @@ class ImageError(ValueError):
         self.reason = reason
 
 
-def decode_grey(data: bytes) -> npt.NDArray[np.uint8]:
+def decode_grey(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
     """Decode JPEG or PNG bytes.
 
     Args:
         data: the whole file.
+        max_pixels: the most that an image may have.
 
     Returns:
         uint8 [height, width], 0 to 255, EXIF rotation applied, 16-bit scaled linearly, colour to luma (ITU-R 601).
 
     Raises:
-        ImageError: `undecodable`, `format` (neither JPEG nor PNG) or `too_large` (over 100 million pixels, before decoding).
+        ImageError: `undecodable`, `format` (neither JPEG nor PNG) or `too_large` (over `max_pixels`, before decoding).
     """
     if not data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
         raise ImageError("format" if _is_image(data) else "undecodable")
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            if image.width * image.height > MAX_PIXELS:
+        with _open(io.BytesIO(data)) as image:
+            if image.width * image.height > max_pixels:
                 raise ImageError("too_large")
             image.load()
-            return _grey(ImageOps.exif_transpose(image))
-    except Image.DecompressionBombError:
-        raise ImageError("too_large") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, ImageError):
-            raise
+            turn = _TURNS.get(_orientation(image))  # not ImageOps.exif_transpose: it writes all EXIF anew, and fails where a tag has another type
+            return _grey(image if turn is None else image.transpose(turn))
+    except ImageError:
+        raise
+    except DAMAGE as error:
         raise ImageError("undecodable") from error
 
 
 def header_size(stream: IO[bytes]) -> tuple[int, int] | None:
-    """(height, width) of a JPEG or PNG after EXIF rotation, from its header alone; None when it has no readable one."""
+    """(height, width) of a JPEG or PNG after EXIF rotation, from its header; None when it has no readable one, or over 100 million pixels."""
     try:
-        with Image.open(stream, formats=("JPEG", "PNG")) as image:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError):
+        with _open(stream) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return None
+            return (image.width, image.height) if _orientation(image) in _SWAPS else (image.height, image.width)
+    except DAMAGE:
         return None
+
+
+def _open(stream: IO[bytes]) -> JpegImageFile | PngImageFile:
+    """By Pillow's class for the format: Image.open warns of images that it finds large, and lets other formats in."""
+    first = stream.read(1)
+    stream.seek(0)
+    return JpegImageFile(stream) if first == b"\xff" else PngImageFile(stream)
+
+
+def _orientation(image: Image.Image) -> object:
+    return image.getexif().get(0x0112, 1)
 
 
 def _is_image(data: bytes) -> bool:
@@ -63,9 +104,8 @@ def _is_image(data: bytes) -> bool:
 
 
 def _grey(image: Image.Image) -> npt.NDArray[np.uint8]:
-    if image.mode.startswith("I") or image.mode == "F":  # 16-bit PNG: 0..65535 to 0..255
-        wide = np.asarray(image, dtype=np.float64)
-        scaled: npt.NDArray[np.uint8] = np.clip(np.rint(wide / 257.0), 0, 255).astype(np.uint8)
+    if image.mode.startswith("I"):  # 16-bit PNG
+        scaled: npt.NDArray[np.uint8] = _EIGHT_BITS[np.asarray(image)]
         return scaled
     if image.mode in ("P", "PA", "RGBA", "LA") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -47,10 +47,10 @@ def decode_runs(counts: str) -> list[int]:
     """The run lengths of compressed COCO counts. Raises ValueError when the text is no such string."""
     runs: list[int] = []
     value = shift = 0
-    for byte in counts.encode("ascii", errors="replace"):
-        code = byte - 48
+    for letter in counts:
+        code = ord(letter) - 48
         if not 0 <= code < 64 or shift > 60:
-            raise ValueError(f"counts hold {chr(byte)!r}, which no COCO run-length string does")
+            raise ValueError(f"counts hold {letter!r}, which no COCO run-length string does")
         value |= (code & 0x1F) << shift
         shift += 5
         if not code & 0x20:
@@ -160,7 +160,15 @@ def _from_polygons(size: object, contours: object) -> Rle:
     height, width = _size(size)
     if not isinstance(contours, list):
         raise ValueError("contours are no list")
+    for point in (point for contour in contours for point in contour):
+        if not (isinstance(point, list) and len(point) == 2 and all(_is_coordinate(v) for v in point)):
+            raise ValueError(f"a contour has the point {point!r}, not [x, y] in pixels")
     return Rle(height, width, encode_rle(rasterise(contours, height, width)))
+
+
+def _is_coordinate(value: object) -> bool:
+    """Points may lie outside of an image, but Pillow draws anything for what is no number or beyond 32 bits."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_PIXELS
 
 
 def _from_rle(value: object) -> Rle:

@@ -1,6 +1,7 @@
 """Masks drawn on an X-ray, for people to look at."""
 
 import io
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 # by place among the pathologies: Okabe and Ito's seven, then three more that keep apart for the colour-blind
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999", "#882255", "#44AA99")
 _FILL, _LEAST, _MOST = 0.30, 640, 8000  # opacity; pixels of the long side, below and above which an overlay is enlarged or thinned out
+_BAND = 512  # rows that are drawn at once: three floats a pixel are much for a large X-ray
 
 
 def colour(place: int) -> tuple[int, int, int]:
@@ -29,15 +31,26 @@ def overlay(grey: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], outline: 
     Returns:
         uint8 [h, w, 3].
     """
+    out = np.empty((*grey.shape, 3), dtype=np.uint8)
+    for top in range(0, len(grey), _BAND):
+        above = min(top, outline)  # rows that a line reaches into the band from
+        rows = slice(top - above, top + _BAND + outline)
+        out[top : top + _BAND] = _drawn(grey[rows], masks[:, rows], outline)[above : above + _BAND]
+    return out
+
+
+def _drawn(grey: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], outline: int) -> npt.NDArray[np.uint8]:
     from scipy.ndimage import binary_erosion
 
     out = np.repeat(grey[..., None], 3, axis=2).astype(np.float32)
     for place, mask in enumerate(masks):
-        if mask.any():
-            inner = binary_erosion(mask, iterations=outline)
-            rgb = np.array(colour(place), dtype=np.float32)
-            out[mask] = (1 - _FILL) * out[mask] + _FILL * rgb
-            out[mask & ~inner] = rgb
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if rows.size:
+            box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            own, part, rgb = mask[box], out[box], np.array(colour(place), dtype=np.float32)
+            inner = binary_erosion(own, iterations=outline)
+            part[own] = (1 - _FILL) * part[own] + _FILL * rgb
+            part[own & ~inner] = rgb
     return np.rint(out).astype(np.uint8)
 
 
@@ -45,7 +58,7 @@ def overlay_png(grey: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], label
     """An overlay with a legend of what is in it, as PNG bytes.
 
     Args:
-        grey: X-ray uint8 [h, w]; small ones are enlarged, ones of more than 8000 pixels a side thinned out.
+        grey: X-ray uint8 [h, w]; small ones are enlarged, ones of more than 8000 pixels a side thinned out, narrow ones get a margin.
         masks: bool [K, h, w].
         labels: K texts for the legend; those of empty masks are left out.
         notice: the last line.
@@ -61,7 +74,8 @@ def overlay_png(grey: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], label
     font = ImageFont.load_default(size=line * 0.75)
     found = [k for k in range(len(masks)) if masks[k].any()]
     texts = [(k, labels[k]) for k in found] or [(-1, "no mask above its threshold")]
-    canvas = Image.new("RGB", (width, height + line * (len(texts) + 1) + line // 2), "black")
+    widest = max(font.getlength(notice) + line // 4, *(font.getlength(text) + line * 5 // 4 for _, text in texts))
+    canvas = Image.new("RGB", (max(width, math.ceil(widest) + line // 4), height + line * (len(texts) + 1) + line // 2), "black")
     canvas.paste(Image.fromarray(overlay(grey, masks, max(2, max(height, width) // 350))))
     draw = ImageDraw.Draw(canvas)
     for row, (place, text) in enumerate(texts):

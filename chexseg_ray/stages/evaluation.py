@@ -9,37 +9,28 @@ from typing import Any
 
 import pyarrow as pa
 
-from chexseg_ray.data.images import unletterbox
-from chexseg_ray.segmentation.training import predict
+from chexseg_ray.segmentation.inference import BATCH
 from chexseg_ray.stages.counts import COUNTS, count_rows, originals
 from chexseg_ray.stages.execution import Made, Task
 from chexseg_ray.stages.pool import load_masks, load_pixels, unpack_masks
-from chexseg_ray.stages.segmentation import load_segmentation, threshold_array
-from chexseg_ray.stages.train import training_device
-
-_BATCH = 8
+from chexseg_ray.stages.prediction import load_segmenter
 
 
 def make(task: Task) -> Made:
     """Predict every test image and count pixels."""
-    store, size = task.store, task.step.config["size"]
-    record, images = task.inputs["segmentation"], task.inputs["images_test"]
-    names = task.step.config["pathologies"]
-    model, facts = load_segmentation(store, record)
-    device = training_device()
-    model = model.to(device)
-    thresholds = threshold_array(record, names)[:, None, None]
+    store, size, names = task.store, task.step.config["size"], task.step.config["pathologies"]
+    images = task.inputs["images_test"]
+    segmenter = load_segmenter(store, task.inputs["segmentation"])
     found = originals(store, task.inputs["manifest_test"])
     pixels, masks = load_pixels(store, images), load_masks(store, images, size)
     ids = sorted(pixels.index)
     rows: list[dict[str, Any]] = []
-    for start in range(0, len(ids), _BATCH):
-        batch = ids[start : start + _BATCH]
-        scores = predict(model, pixels.gather(batch), facts["normalisation"], device)
+    for start in range(0, len(ids), BATCH):
+        batch = ids[start : start + BATCH]
+        sizes = [(found[cxr_id]["height"], found[cxr_id]["width"]) for cxr_id in batch]
         truth = unpack_masks(masks.gather(batch), size)
-        for i, cxr_id in enumerate(batch):
-            own = found[cxr_id]
-            whole = unletterbox(scores[i], own["height"], own["width"]) > thresholds
-            rows += count_rows(own, names, scores[i] > thresholds, truth[i], whole)
+        predicted = segmenter.letterboxed(pixels.gather(batch), sizes)
+        for cxr_id, true, own in zip(batch, truth, predicted, strict=True):
+            rows += count_rows(found[cxr_id], names, own.model_masks, true, own.masks)
     table = pa.Table.from_pylist(rows, schema=COUNTS)
-    return Made([task.attempt.write_table("counts.parquet", table)], rows=len(rows), run={"device": str(device)})
+    return Made([task.attempt.write_table("counts.parquet", table)], rows=len(rows), run={"device": str(segmenter.device)})

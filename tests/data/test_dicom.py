@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import ExplicitVRLittleEndian
 
-from chexseg_ray.data.dicom import decode_dicom, is_dicom
+from chexseg_ray.data.dicom import HEAD, decode_dicom, is_dicom, is_dicom_directory
 from chexseg_ray.data.images import ImageError
 from chexseg_ray.errors import InputError
 
@@ -89,6 +89,48 @@ def test_windows_other_than_linear() -> None:
     assert several.tolist() == decode_dicom(made(values, WindowCenter=1500, WindowWidth=1001)).tolist(), "the first of several windows"
 
 
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"WindowCenter": None, "WindowWidth": None},
+        {"WindowCenter": "", "WindowWidth": 1001},
+        {"WindowCenter": [], "WindowWidth": []},
+        {"WindowCenter": 1500, "WindowWidth": None},
+        {"WindowCenter": 1500},
+        {"WindowCenter": 1500, "WindowWidth": 0},
+        {"WindowCenter": 1500, "WindowWidth": 0, "VOILUTFunction": "SIGMOID"},
+        {"WindowCenter": 1500, "WindowWidth": -3, "VOILUTFunction": "LINEAR_EXACT"},
+    ],
+)
+def test_a_window_that_is_empty_or_has_no_width_is_none(window: dict[str, Any]) -> None:
+    values = np.array([[0, 1000, 2000, 4000]])
+    assert decode_dicom(made(values, **window)).tolist() == decode_dicom(made(values)).tolist()
+
+
+def test_the_first_whole_window_counts() -> None:
+    values = np.array([[0, 1000, 1500, 2000, 4095]])
+    second = decode_dicom(made(values, WindowCenter=[40, 1500], WindowWidth=[0, 1001]))
+    assert second.tolist() == decode_dicom(made(values, WindowCenter=1500, WindowWidth=1001)).tolist()
+
+
+@pytest.mark.parametrize("colour", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize(
+    ("values", "padding"),
+    [
+        ([0, 1000, 1200, 1400], {"PixelPaddingValue": 0}),
+        ([4095, 1000, 1200, 1400], {"PixelPaddingValue": 4095}),
+        ([7, 1000, 1200, 1400], {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 9}),
+        ([-2000, 1000, 1200, 1400], {"PixelPaddingValue": -2000, "PixelRepresentation": 1}),
+        ([-3, 1000, 1200, 1400], {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": 0, "PixelRepresentation": 1}),
+    ],
+)
+def test_padding_is_black_and_no_part_of_the_stretch(values: list[int], padding: dict[str, int], colour: str) -> None:
+    stored = np.array([values]).astype("<i2").view("<u2")
+    expected = [0, 0, 128, 255] if colour == "MONOCHROME2" else [0, 255, 127, 0]
+    assert decode_dicom(made(stored, colour, **padding)).tolist() == [expected]
+    assert decode_dicom(made(stored[:, :1], colour, **padding)).tolist() == [[0]], "nothing but padding"
+
+
 def lut(values: list[int], first: int, bits: int) -> pydicom.Sequence:
     item = Dataset()
     item.add_new(0x00283002, "US", [len(values), first, bits])
@@ -119,7 +161,8 @@ def test_eight_bits_are_taken_as_they_are_also_with_an_identity_rescale_or_a_sig
         ({"Rows": 60000, "Columns": 60000}, "too_large"),
         ({"Rows": 0}, "no_pixels"),
         ({"PixelData": b"\0\0"}, "undecodable"),
-        ({"WindowCenter": 5, "WindowWidth": 0}, "undecodable"),
+        ({"PhotometricInterpretation": None, "PixelData": None}, "no_pixels"),
+        ({"HighBit": 15}, "format"),
         ({"WindowCenter": 5, "WindowWidth": 5, "VOILUTFunction": "FOO"}, "undecodable"),
         ({"VOILUTSequence": pydicom.Sequence([Dataset()])}, "undecodable"),
     ],
@@ -129,24 +172,67 @@ def test_what_is_no_single_grey_image_is_rejected_by_name(change: dict[str, Any]
         decode_dicom(made(np.zeros((4, 4)), **change))
 
 
-def test_a_compression_that_pydicom_alone_lacks_is_named_and_damage_of_one_that_it_has_is_damage() -> None:
-    for syntax, reason in (("1.2.840.10008.1.2.4.80", "compression"), ("1.2.840.10008.1.2.4.50", "undecodable")):
-        dataset = pydicom.dcmread(io.BytesIO(made(np.zeros((4, 4)), bits=8)))
-        dataset.file_meta.TransferSyntaxUID, dataset.BitsAllocated = syntax, 8
-        dataset.PixelData = encapsulate([b"\xff\xd8junk"])
-        dataset["PixelData"].VR = "OB"
-        stream = io.BytesIO()
-        pydicom.dcmwrite(stream, dataset)
-        with pytest.raises(ImageError, match=reason):
-            decode_dicom(stream.getvalue())
+@pytest.mark.parametrize(
+    ("syntax", "bits", "reason"),
+    [
+        ("1.2.840.10008.1.2.4.80", 8, "compression"),  # JPEG-LS
+        ("1.2.840.10008.1.2.4.51", 12, "compression"),  # JPEG of 12 bits
+        ("1.2.840.10008.1.2.4.100", 8, "compression"),  # MPEG2
+        ("1.2.3.4.5", 8, "compression"),  # somebody's own
+        ("1.2.840.10008.1.2.4.50", 8, "undecodable"),  # baseline JPEG, damaged
+        ("1.2.840.10008.1.2.5", 8, "undecodable"),  # RLE, damaged
+    ],
+)
+def test_a_compression_that_pydicom_alone_lacks_is_named_and_damage_of_one_that_it_has_is_damage(syntax: str, bits: int, reason: str) -> None:
+    dataset = pydicom.dcmread(io.BytesIO(made(np.zeros((4, 4)), bits=bits)))
+    dataset.file_meta.TransferSyntaxUID, dataset.BitsAllocated = syntax, 8 if bits == 8 else 16
+    dataset.PixelData = encapsulate([b"\xff\xd8junk"])
+    dataset["PixelData"].VR = "OB"
+    stream = io.BytesIO()
+    pydicom.dcmwrite(stream, dataset, implicit_vr=False, little_endian=True)
+    with pytest.raises(ImageError, match=reason):
+        decode_dicom(stream.getvalue())
 
 
-def test_a_deflated_file_is_not_inflated() -> None:
+def report(kind: str) -> bytes:
+    """A DICOM file of a class that has no pixels."""
+    own = Dataset()
+    own.file_meta = FileMetaDataset()
+    own.file_meta.TransferSyntaxUID, own.file_meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, kind
+    own.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    own.SOPInstanceUID, own.Modality = "1.2.3.4", "SR"
+    stream = io.BytesIO()
+    pydicom.dcmwrite(stream, own, enforce_file_format=True)
+    return stream.getvalue()
+
+
+def test_a_dicomdir_and_a_report_have_no_pixels_and_only_the_first_is_a_directory() -> None:
+    files = {"directory": report("1.2.840.10008.1.3.10"), "report": report("1.2.840.10008.5.1.4.1.1.88.11"), "image": made(np.zeros((4, 4)))}
+    assert [name for name, data in files.items() if is_dicom_directory(data[:HEAD])] == ["directory"]
+    assert all(is_dicom(data) for data in files.values())
+    for name in ("directory", "report"):
+        with pytest.raises(ImageError, match="no_pixels"):
+            decode_dicom(files[name])
+
+
+def test_a_size_over_the_limit_is_refused_before_pixels_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = made(np.zeros((4, 5)))
+    assert decode_dicom(data, max_pixels=20).shape == (4, 5)
+    monkeypatch.setattr("chexseg_ray.data.dicom._pixels", lambda _: pytest.fail("read"))
+    with pytest.raises(ImageError, match="too_large"):
+        decode_dicom(data, max_pixels=19)
+
+
+@pytest.mark.parametrize("before", [0, 2500], ids=["as usual", "behind a long id"])
+def test_a_deflated_file_is_not_inflated(before: int, monkeypatch: pytest.MonkeyPatch) -> None:
     data = bytearray(made(np.zeros((4, 4))))
     at = data.index(b"1.2.840.10008.1.2.1\0") - 2
     data[at : at + 22] = (22).to_bytes(2, "little") + b"1.2.840.10008.1.2.1.99"
+    at = data.index(b"\x02\0\x03\0UI") + 6  # Media Storage SOP Instance UID
+    data[at : at + 10] = (8 + before).to_bytes(2, "little") + b"1.2.3.4\0" + b"1" * before
     length = int.from_bytes(data[140:144], "little")
-    data[140:144] = (length + 2).to_bytes(4, "little")
+    data[140:144] = (length + 2 + before).to_bytes(4, "little")
+    monkeypatch.setattr("zlib.decompress", lambda *_: pytest.fail("inflated"))
     with pytest.raises(ImageError, match="format"):
         decode_dicom(bytes(data))
 

@@ -43,6 +43,7 @@ def test_lung_opacity_serves_airspace_opacity() -> None:
         (entry(Edema={"size": [4], "counts": GOOD["counts"]}), r"not \[height, width\]"),
         (entry(Edema={"size": [4, 5], "counts": [20]}), "counts as text"),
         (entry(Edema={"size": [4, 5], "counts": "\x01"}), "no COCO run-length string"),
+        (entry(Edema={"size": [4, 5], "counts": "\u00e9" + GOOD["counts"]}), "hold 'é', which no COCO run-length string"),
         (entry(Edema={"size": [4, 5], "counts": "o" * 9}), "counts"),
         (entry(Edema=GOOD, img_size=[0, 3]), r"not \[height, width\]"),
     ],
@@ -50,6 +51,18 @@ def test_lung_opacity_serves_airspace_opacity() -> None:
 def test_a_fault_names_id_and_pathology(data: bytes, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_mask_json(data, "m.json", ["Edema"])
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-1e10", "1" + "0" * 400, "true", '"3"', "null"])
+def test_a_point_that_is_not_two_numbers_in_pixels_is_refused(value: str) -> None:
+    data = f'{{"id1": {{"img_size": [6, 5], "Edema": [[[1, 1], [{value}, 1], [3, 3]]]}}}}'.encode()
+    with pytest.raises(InputError, match=r"'id1', Edema: a contour has the point \[.*\], not \[x, y\] in pixels: correct the file"):
+        read_mask_json(data, "a.json", ["Edema"])
+
+
+def test_a_polygon_may_leave_its_image() -> None:
+    data = json.dumps({"id1": {"img_size": [6, 5], "Edema": [[[-4, -4], [20.5, -4], [20, 20], [-4, 20]]]}}).encode()
+    assert decode_rle(read_mask_json(data, "a.json", ["Edema"])["id1"]["Edema"]).all()
 
 
 def test_masks_of_one_image_have_one_size() -> None:
