@@ -5,9 +5,11 @@ files under `{root}/{name}/{fingerprint}/{attempt}/`; `record.json`, written las
 """
 
 import hashlib
+import io
 import json
 import math
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -25,6 +27,7 @@ from chexseg_ray.errors import InputError, TransientError
 
 _FLAT = ("s3", "gcs", "abfs")  # object stores: a key needs no folder
 _THREADS_PAY = 1_000_000  # bytes of a Parquet file; below, handing columns to threads costs 2 ms and gains nothing
+_CHUNK = 4_000_000  # bytes of a file that are written at once
 _READERS = 32  # requests at once to an object store; a record takes some 30 ms there, 0.1 ms on a disk
 
 T = TypeVar("T")
@@ -169,14 +172,25 @@ class Store:
         self.root = root
 
     @classmethod
-    def open(cls, root: str) -> "Store":
+    def open(cls, root: str, name: str = "store.root") -> "Store":
         """Open a store root; nothing is created until the first write.
 
+        Args:
+            root: folder or URI.
+            name: what the user calls it, for messages.
+
         Raises:
-            InputError: the URI has a scheme that pyarrow cannot serve.
+            InputError: the URI has a scheme that pyarrow cannot serve, or the root is, or lies below, what is no folder.
         """
-        filesystem, base = open_filesystem(root, "store.root")
-        return cls(filesystem, base, root if "://" in root else base)
+        filesystem, base = open_filesystem(root, name)
+        store = cls(filesystem, base, root if "://" in root else base)
+        if store.is_local and not os.path.isdir(store.nearest()):
+            raise InputError(f"{name}={root}: {store.nearest()} is a file: name a folder")
+        return store
+
+    def nearest(self) -> str:
+        """A local root, or the nearest that there is of what it lies below."""
+        return next(str(path) for path in (Path(self._base or "/"), *Path(self._base).parents) if os.path.lexists(path))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Store, (self._fs, self._base, self.root))
@@ -200,6 +214,10 @@ class Store:
 
     def put(self, relative: str, data: bytes) -> None:
         """Write a file whole or not at all: temporary file, fsync and rename on a local root, one put elsewhere."""
+        self.put_stream(relative, io.BytesIO(data))
+
+    def put_stream(self, relative: str, source: IO[bytes]) -> None:
+        """As put(), a piece at a time; `source` is at its start and complete, for what an object store was sent is there."""
         target = self.path(relative)
         with storage("written", target):
             if self._fs.type_name not in _FLAT:
@@ -207,13 +225,13 @@ class Store:
             if self.is_local:
                 temporary = Path(f"{target}.{uuid.uuid4().hex[:8]}.tmp")
                 with temporary.open("wb") as stream:
-                    stream.write(data)
+                    shutil.copyfileobj(source, stream, _CHUNK)
                     stream.flush()
                     os.fsync(stream.fileno())
                 temporary.replace(target)
                 return
             with self._fs.open_output_stream(target) as stream:
-                stream.write(data)
+                shutil.copyfileobj(source, stream, _CHUNK)
 
     def get(self, relative: str) -> bytes:
         """Read a file whole. Raises FileNotFoundError when it is not there, TransientError when the store does not answer."""
@@ -289,10 +307,13 @@ class Store:
         """One file that the record lists.
 
         Raises:
-            InputError: the record does not list it, it is gone, or its size is not the record's.
+            InputError: the record does not list it, it is gone, or its bytes are not the record's.
         """
         with storage("read", self.path(record.address)), self._open(record, path) as stream:
             data: bytes = stream.read()
+        if hashlib.sha256(data).hexdigest() not in {f.sha256 for f in record.files if f.path == path}:
+            where = self.path(f"{record.address}/{record.attempt}/{path}")
+            raise InputError(f"{where}: its bytes are not those that the record lists: delete {record.address} and run again")
         return data
 
     def _open(self, record: Record, path: str) -> Any:

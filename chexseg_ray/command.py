@@ -1,5 +1,6 @@
 """The command line of the jobs: a config file, `section.field=value` overrides, few flags; errors become exit codes."""
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from chexseg_ray.config import StudyConfig, load_config
 from chexseg_ray.errors import InputError, TransientError
+from chexseg_ray.progress import one_line
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 
@@ -52,13 +54,16 @@ def run_job(usage: str, run: Callable[[Asked], int], flags: Sequence[str] = ()) 
 def guarded(usage: str, run: Callable[[Sequence[str]], int]) -> int:
     """Run on the words of the command line, or print the usage; an error for the user is one line and its exit code."""
     arguments = sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter ends no run
     if "--help" in arguments or "-h" in arguments:
         print(usage.strip())
         return 0
     try:
         return run(arguments)
     except (InputError, TransientError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(one_line(f"error: {error}"), file=sys.stderr, flush=True)
         return error.exit_code
 
 
@@ -77,6 +82,8 @@ def run_tool(usage: str, run: Callable[[str, Sequence[str], Sequence[str], str],
         if unknown:
             raise InputError(f"{unknown[0]}: no such flag; there are --help, --out=FOLDER")
         words = [a for a in arguments if a not in flags]
+        if "" in words:
+            raise InputError("one of the words is empty: write . for the current folder")
         overrides = [a for a in words if "=" in a and a.partition("=")[0].partition(".")[0] in StudyConfig.model_fields]
         named = [a for a in words if a not in overrides]
         if not named:

@@ -31,10 +31,10 @@ def load_model(name: str, overrides: Sequence[str] = ()) -> ExportedModel:
     plain, _, options = name.partition("?") if "://" in name else (str(Path(name).expanduser().absolute()), "", "")
     root, stage, address = plain.rstrip("/").rsplit("/", 2) if plain.count("/") > 1 else ("", "", "")
     if stage in ("segmentation", "evaluation"):
-        store = Store.open(f"{root}?{options}" if options else root)
+        store = Store.open(f"{root}?{options}" if options else root, "MODEL")
         record = store.find_address(f"{stage}/{address}")
         if record is not None and stage == "evaluation":
-            record = store.find_address(f"segmentation/{record.inputs['segmentation']}")
+            record = store.find_address(f"segmentation/{record.inputs.get('segmentation', '-')}")
         if record is not None:
             return export_record(store, record, None)
         if stage == "segmentation":

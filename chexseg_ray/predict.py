@@ -5,37 +5,40 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from contextlib import ExitStack
+from tempfile import TemporaryFile
+from typing import IO, Any
 
-from chexseg_ray.artifacts import Store
-from chexseg_ray.cluster import RaySession, nodes, on_cluster
+from chexseg_ray.artifacts import Store, storage
+from chexseg_ray.cluster import RaySession, cpus_here, nodes, on_cluster
 from chexseg_ray.errors import InputError
 from chexseg_ray.models import describe
-from chexseg_ray.progress import say
+from chexseg_ray.output import open_output
+from chexseg_ray.progress import one_line, say
 from chexseg_ray.stages.execution import ActorResources
 from chexseg_ray.stages.exported import CARD, ExportedModel
-from chexseg_ray.sweep import cpus_here
-from chexseg_ray.xrays import XRays
+from chexseg_ray.xrays import MADE, XRays
 
+_ENTRIES, _REJECTED = "predictions.json", "rejects.csv"
+_MARK = f"overlays/{MADE}"
+_OURS = (_ENTRIES, "areas.csv", _REJECTED, "overlays", CARD)
+_SAID = 10  # rejects that are said one by one
 _AREAS = ("cxr_id", "file", "height", "width", "pathology", "probability", "threshold", "pixels", "share")
 
 
-def open_output(out: str) -> Store:
-    """The folder or URI that predictions go to.
+def open_predictions(out: str) -> Store:
+    """The folder or URI that predictions go to; nothing is created yet.
 
     Raises:
-        InputError: it is a file.
+        InputError: it cannot be one, or holds what would be overwritten and is none of ours.
     """
-    if "://" not in out and Path(out).expanduser().is_file():
-        raise InputError(f"--out={out}: is a file: name a folder")
-    return Store.open(out)
+    return open_output(out, _OURS, _MARK)
 
 
 def run_predict(model: ExportedModel, x_rays: XRays, out: str) -> int:
     """Predict X-rays and write predictions.json, areas.csv, overlays/, rejects.csv and the model's card into a folder or URI.
 
-    Many files are predicted in groups, each kept in parts/ until all are done: the same command goes on where it stopped.
+    Many files are predicted in groups, each kept in a part of its own until all are done: the same command goes on where it stopped.
 
     Returns:
         Exit code: 0 done, 3 some files are no usable X-rays.
@@ -43,9 +46,10 @@ def run_predict(model: ExportedModel, x_rays: XRays, out: str) -> int:
     Raises:
         InputError: none of them is.
     """
-    from chexseg_ray.stages.files import MANY, predict_files
+    from chexseg_ray.stages.files import MANY, drop_parts, predict_files
 
-    store, number = open_output(out), len(x_rays.files)
+    store, number = open_predictions(out), len(x_rays.files)
+    store.put(_MARK, b"Drawn by jobs/predict.py: pictures for people, no X-rays. This file tells jobs/predict.py so.\n")
     for line in describe(model.card):
         say(line)
     session = RaySession(dashboard=False, num_cpus=cpus_here())
@@ -56,36 +60,59 @@ def run_predict(model: ExportedModel, x_rays: XRays, out: str) -> int:
         session.stop()
     done, rejects = _write(store, groups)
     store.put(CARD, (json.dumps(model.card, indent=1) + "\n").encode())
-    store.delete("parts")
+    drop_parts(store)
     if rejects == number:
-        raise InputError(f"{number} of {number} files are no X-rays that can be read (PNG, JPEG or DICOM; {store.shown('rejects.csv')}): name others")
-    say(f"{done} of {number} X-rays predicted: {store.shown('predictions.json')}, areas.csv, overlays/")
+        raise InputError(f"{number} of {number} files are no X-rays that can be read (PNG, JPEG or DICOM; {store.shown(_REJECTED)}): name others")
+    say(f"{done} of {number} X-rays predicted: {store.shown(_ENTRIES)}, areas.csv, overlays/")
     return 3 if rejects else 0
 
 
 def _write(store: Store, groups: Iterator[Mapping[str, Any]]) -> tuple[int, int]:
-    """Put the groups' results together; how many X-rays were predicted, and how many rejected."""
-    entries, areas, rejects = io.StringIO(), io.StringIO(), io.StringIO()
-    area_rows = csv.DictWriter(areas, _AREAS, lineterminator="\n")
-    reject_rows = csv.DictWriter(rejects, ("cxr_id", "file", "reason"), lineterminator="\n")
-    area_rows.writeheader()
-    reject_rows.writeheader()
+    """Put the groups' results together, and then say what they are; how many X-rays were predicted, and how many rejected.
+
+    Files are put together on disk (60 kB an X-ray), so that memory does not grow with their number.
+    """
     done = rejected = 0
-    for group in groups:
-        for cxr_id, entry in group["entries"].items():
-            entries.write(f"{',' if done else '{'}{json.dumps(cxr_id)}:{json.dumps(entry, separators=(',', ':'))}")
-            done += 1
-        area_rows.writerows(group["areas"])
-        reject_rows.writerows(group["rejects"])
-        for row in group["rejects"]:
-            say(f"rejected: {row['file']}: {row['reason']}")
-        rejected += len(group["rejects"])
-        if done <= 5:
-            _summarise(group["areas"])
-    entries.write("}" if done else "{}")
-    for name, stream in (("rejects.csv", rejects), ("areas.csv", areas), ("predictions.json", entries)):
-        store.put(name, stream.getvalue().encode())
+    said: list[str] = []
+    folder = store.path("") if store.is_local else None
+    with storage("written", store.path("")), ExitStack() as stack:
+        files = {name: stack.enter_context(TemporaryFile(dir=folder)) for name in (_REJECTED, "areas.csv", _ENTRIES)}
+        reject_rows, area_rows = (_csv(files[name], columns) for name, columns in ((_REJECTED, ("cxr_id", "file", "reason")), ("areas.csv", _AREAS)))
+        for group in groups:
+            for cxr_id, entry in group["entries"].items():
+                text = f"{',' if done else '{'}{json.dumps(cxr_id)}:{json.dumps(entry, separators=(',', ':'))}"
+                files[_ENTRIES].write(text.encode())
+                done += 1
+            area_rows.writerows(map(_cells, group["areas"]))
+            reject_rows.writerows(map(_cells, group["rejects"]))
+            said += [f"rejected: {row['file']}: {row['reason']}" for row in group["rejects"][: max(0, _SAID - rejected)]]
+            rejected += len(group["rejects"])
+            if done <= 5:
+                said += _summary(group["areas"])
+        files[_ENTRIES].write(b"}" if done else b"{}")
+        for name, stream in files.items():
+            stream.seek(0)
+            store.put_stream(name, stream)
+    for line in said:
+        say(one_line(line))
+    if rejected > _SAID:
+        say(f"rejected: {rejected - _SAID} more, in {store.shown(_REJECTED)}")
     return done, rejected
+
+
+def _csv(stream: IO[bytes], columns: Sequence[str]) -> "csv.DictWriter[str]":
+    writer = csv.DictWriter(io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True), columns, lineterminator="\n")
+    writer.writeheader()
+    return writer
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose texts are no formula to a spreadsheet, and UTF-8."""
+    return {name: _cell(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _cell(text: str) -> str:
+    return ("'" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else "") + text.encode(errors="backslashreplace").decode()
 
 
 def _resources(session: RaySession, x_rays: XRays, store: Store, out: str) -> ActorResources:
@@ -107,9 +134,11 @@ def _resources(session: RaySession, x_rays: XRays, store: Store, out: str) -> Ac
     return ActorResources(num_cpus=0.5 if gpus else 1, num_gpus=1 if gpus else 0, min_actors=1, max_actors=max(1, int(gpus or cpus)))
 
 
-def _summarise(areas: Sequence[Mapping[str, Any]]) -> None:
+def _summary(areas: Sequence[Mapping[str, Any]]) -> list[str]:
     """What was found in a few X-rays."""
+    lines = []
     for cxr_id in dict.fromkeys(row["cxr_id"] for row in areas):
         own = [row for row in areas if row["cxr_id"] == cxr_id and row["pixels"]]
         found = [f"{row['pathology']} {row['share']:.1%} (p {row['probability']:.2f})" for row in own]
-        say(f"  {cxr_id}: {', '.join(found) or 'no mask above its threshold'}")
+        lines.append(f"  {cxr_id}: {', '.join(found) or 'no mask above its threshold'}")
+    return lines

@@ -8,8 +8,13 @@ _LOG_SECONDS = 15.0
 
 
 def say(text: str) -> None:
-    """One line, at once."""
-    print(text, flush=True)
+    """Print at once; what could move a terminal's cursor or change its colours is escaped."""
+    print("\n".join(one_line(line) for line in text.split("\n")), flush=True)
+
+
+def one_line(text: str) -> str:
+    """A text with control characters, line breaks and what is no character as escapes: for names that anybody may have given."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def track(label: str, total: int) -> Callable[[int, str], float]:

@@ -1,7 +1,6 @@
 """The run of a whole study: shared upstream in the driver, then the missing points as trials, then the report."""
 
 import importlib
-import os
 import shutil
 import tempfile
 import threading
@@ -18,6 +17,7 @@ from chexseg_ray.choice import choose
 from chexseg_ray.cluster import (
     RaySession,
     claim_on_cluster,
+    cpus_here,
     describe_job,
     growth,
     nodes,
@@ -115,11 +115,6 @@ def _unpredicted(study: Study, store: Store) -> list[Step]:
     records = store.find_all(step.inputs["segmentation"] for _, step in study.points)
     steps = [prediction(chosen.evaluation) for chosen in choose(study, records).values()]
     return [step for step in steps if store.find(step) is None]
-
-
-def cpus_here() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _announce(config: StudyConfig, study: Study, store: Store, missing: list[PlannedStep]) -> None:

@@ -18,11 +18,11 @@ from chexseg_ray.command import run_tool
 def run(name: str, overrides: Sequence[str], images: Sequence[str], out: str) -> int:
     """Predict and say what was found."""
     from chexseg_ray.models import load_model
-    from chexseg_ray.predict import open_output, run_predict
+    from chexseg_ray.predict import open_predictions, run_predict
     from chexseg_ray.xrays import list_images
 
-    open_output(out)  # before anything that takes long
-    x_rays = list_images(images, out)
+    open_predictions(out)  # before anything that takes long
+    x_rays = list_images(images)
     return run_predict(load_model(name, overrides), x_rays, out)
 
 

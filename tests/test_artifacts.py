@@ -87,6 +87,9 @@ def test_a_lost_or_cut_file_is_named(tmp_path: Path) -> None:
     store.put(f"{step.address}/{attempt.name}/f", b"fo")
     with pytest.raises(InputError, match="2 bytes, the record says 4"):
         store.read(record, "f")
+    store.put(f"{step.address}/{attempt.name}/f", b"fouR")
+    with pytest.raises(InputError, match="its bytes are not those that the record lists: delete a/"):
+        store.read(record, "f")
     store.delete(f"{step.address}/{attempt.name}/f")
     with pytest.raises(InputError, match="is gone"):
         store.read(record, "f")
@@ -111,6 +114,16 @@ def test_a_miss_explains_itself_by_the_nearest_record() -> None:
     assert differing_fields(new, [record_of(far, "t"), record_of(old, "t")]) == (old.fingerprint, ["y"])
     assert differing_fields(new, []) is None
     assert differing_fields(replace(old, version=2), [record_of(old, "t")]) == (old.fingerprint, ["version 1 -> 2"])
+
+
+def test_a_root_that_is_a_file_or_lies_below_one_is_refused_by_the_users_name(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for root in ("file", "file/a/b"):
+        with pytest.raises(InputError, match=f"^--out={tmp_path}/{root}: {tmp_path}/file is a file: name a folder"):
+            Store.open(f"{tmp_path}/{root}", "--out")
+    with pytest.raises(InputError, match=r"^store\.root=file://"):
+        Store.open(f"file://{tmp_path}/file")
+    assert Store.open(f"{tmp_path}/new/folder").names("") == []
 
 
 def test_an_unknown_scheme_is_refused() -> None:

@@ -38,8 +38,24 @@ def export_record(store: Store, record: Record, licence: str | None) -> Exported
         store: that holds it and what it was made from.
         record: of a segmentation step.
         licence: of the data, where the study's config is known.
+
+    Raises:
+        InputError: its weights are not those that were written, or it does not say what a segmentation record says.
     """
-    tensors, metadata = from_safetensors(store.read(record, "weights.safetensors"))
+    from safetensors import SafetensorError
+
+    data = store.read(record, "weights.safetensors")
+    try:
+        return _exported(store, record, licence, data)
+    except (KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
+        if isinstance(error, InputError):
+            raise
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise InputError(f"{record.address}: is no whole record of a segmentation network ({said}): delete it and run again") from None
+
+
+def _exported(store: Store, record: Record, licence: str | None, data: bytes) -> ExportedModel:
+    tensors, metadata = from_safetensors(data)
     facts = json.loads(metadata["model"])
     own = {"encoder_output_stride": facts["output_stride"], "decoder_atrous_rates": facts["atrous_rates"]} if "output_stride" in facts else {}
     network = {"arch": facts["architecture"], "encoder_name": facts["encoder"], "encoder_weights": None, "classes": len(facts["pathologies"])}
@@ -94,9 +110,8 @@ def _data(store: Store, record: Record) -> str | dict[str, str]:
     return files or "unknown: its manifests are not in the store"
 
 
-def write_model(model: ExportedModel, folder: str) -> None:
+def write_model(model: ExportedModel, out: Store) -> None:
     """Write card and weights into a folder or URI."""
-    out = Store.open(folder)
     out.put(WEIGHTS, model.weights)
     out.put(CARD, (json.dumps(model.card, indent=1) + "\n").encode())
 
@@ -119,39 +134,48 @@ def read_model(folder: str) -> ExportedModel:
         card = json.loads(found[CARD])
         _check(card)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{folder}/{CARD}: is no card of {FORMAT!r} ({' '.join(str(error).split())[:120]}): export the model again") from None
+        said = "lacks " * isinstance(error, KeyError) + " ".join(str(error).split())[:120]
+        raise InputError(f"{folder}/{CARD}: is no card of {FORMAT!r} ({said}): export the model again") from None
     if hashlib.sha256(found[WEIGHTS]).hexdigest() != card["sha256"]:
         raise InputError(f"{folder}/{WEIGHTS}: is not the file that {CARD} was written with: export the model again")
     return ExportedModel(card, found[WEIGHTS])
 
 
 def _check(card: Any) -> None:
-    """Refuse a card that asks for anything but a network of smp with random weights, or whose numbers cannot be."""
-    if card["format"] != FORMAT:
+    """Refuse a card that asks for anything but a network of smp with random weights, or whose values cannot be."""
+    if not isinstance(card, dict) or card["format"] != FORMAT:
         raise ValueError(f"format {card['format']!r}")
-    network, names, cuts = card["smp"], card["pathologies"], card["thresholds"]
+    network, names, cuts, facts = card["smp"], card["pathologies"], card["thresholds"], card["trained_on"]
     unknown = set(network) - {"arch", "encoder_name", "encoder_weights", "classes", "encoder_output_stride", "decoder_atrous_rates"}
-    if unknown or network["encoder_weights"] is not None or "hub" in network["encoder_name"] or "/" in network["encoder_name"]:
-        raise ValueError(f"smp: {sorted(unknown) or network['encoder_name']} is not allowed")
+    arch, encoder = network["arch"], network["encoder_name"]
+    if unknown or network["encoder_weights"] is not None or not isinstance(arch, str) or not isinstance(encoder, str):
+        raise ValueError(f"smp: {sorted(unknown) or 'weights, or no names'} is not allowed")
+    if "hub" in encoder or "/" in encoder:
+        raise ValueError(f"smp: {encoder} is not allowed")
     if not (isinstance(card["size"], int) and 32 <= card["size"] <= 4096) or card["normalisation"] not in STATISTICS:
         raise ValueError("size or normalisation is out of bounds")
-    if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names) or network["classes"] != len(names):
+    if not _are(names, str) or len(set(names)) != len(names) or network["classes"] != len(names):
         raise ValueError("pathologies are no different names, one a class")
-    if len(cuts) != len(names) or not all(isinstance(cut, float) and 0 <= cut <= 1 for cut in cuts):
+    if not _are(cuts, float) or len(cuts) != len(names) or not all(0 <= cut <= 1 for cut in cuts):
         raise ValueError("thresholds are not one number in [0, 1] for each pathology")
-    facts = card["trained_on"]
-    if not isinstance(facts["p"], int | float) or not isinstance(facts["data"], str | dict) or not isinstance(facts["expert_masks"], int):
-        raise ValueError("trained_on")
-    for name in ("pseudo_masks", "pseudo_mask_method", "encoder_initialisation"):
-        facts[name]
-    str(card["record"])
+    data, p = facts["data"], facts["p"]
+    if not (isinstance(data, str) or (isinstance(data, dict) and _are([*data.values()], str))) or not isinstance(facts["expert_masks"], int):
+        raise ValueError("trained_on: data or expert_masks")
+    if not isinstance(p, int | float) or not 0 <= p <= 1:
+        raise ValueError("trained_on: p is no number in [0, 1]")
+    for part, name in ((facts, "pseudo_masks"), (facts, "pseudo_mask_method"), (facts, "encoder_initialisation"), (card, "record"), (card, "sha256")):
+        part[name]
+
+
+def _are(values: Any, each: type) -> bool:
+    return isinstance(values, list) and all(isinstance(value, each) for value in values)
 
 
 def open_model(model: ExportedModel) -> Segmenter:
     """The network in eval mode, on the device that there is.
 
     Raises:
-        InputError: the weights are not those of the card's network, or not finite.
+        InputError: the weights are not those of the card's network, or not finite; or it takes no images of the card's size.
     """
     import segmentation_models_pytorch as smp
     import torch
@@ -166,7 +190,11 @@ def open_model(model: ExportedModel) -> Segmenter:
         network.load_state_dict(tensors)
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
             raise ValueError("weights are not finite")
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        with torch.no_grad():
+            shape = tuple(network.eval()(torch.zeros(1, 3, card["size"], card["size"])).shape)
+        if shape[2:] != (card["size"], card["size"]):
+            raise ValueError(f"it turns images of {card['size']} px into maps of {shape[2]} x {shape[3]}")
+    except (KeyError, IndexError, TypeError, AttributeError, AssertionError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{CARD} and {WEIGHTS}: do not go together ({' '.join(str(error).split())[:200]}): export the model again") from None
     thresholds = np.array(card["thresholds"], dtype=np.float32)
-    return Segmenter(network.eval().to(device), tuple(card["pathologies"]), thresholds, card["normalisation"], card["size"], device)
+    return Segmenter(network.to(device), tuple(card["pathologies"]), thresholds, card["normalisation"], card["size"], device)

@@ -42,11 +42,12 @@ ALLOWED = {room: {"data", "errors", room} for room in SCIENCE} | {
         "trials",
         "waiting",
     },
-    "command": {"config", "errors"},
+    "command": {"config", "errors", "progress"},
+    "output": {"artifacts", "errors"},
     "models": {"artifacts", "build", "choice", "config", "errors", "progress", "stages"},
     "xrays": {"artifacts", "data", "errors", "progress"},
-    "predict": {"artifacts", "cluster", "errors", "models", "progress", "stages", "sweep", "xrays"},
-    "export": {"artifacts", "models", "progress", "stages"},
+    "predict": {"artifacts", "cluster", "errors", "models", "output", "progress", "stages", "xrays"},
+    "export": {"artifacts", "models", "output", "progress", "stages"},
 }
 RAY = {"cluster", "stages", "sweep", "trials"}
 

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -26,11 +25,12 @@ from chexseg_ray.data.pathologies import PATHOLOGIES
 from chexseg_ray.errors import InputError
 from chexseg_ray.export import run_export
 from chexseg_ray.models import load_model
-from chexseg_ray.predict import open_output, run_predict
+from chexseg_ray.predict import run_predict
 from chexseg_ray.segmentation.network import build_network
 from chexseg_ray.stages.exported import ExportedModel, export_record, open_model, read_model, write_model
+from chexseg_ray.stages.files import PARTS
 from chexseg_ray.stages.training_state import from_safetensors, to_safetensors
-from chexseg_ray.xrays import image_id, list_images
+from chexseg_ray.xrays import list_images
 
 pytestmark = pytest.mark.ray  # one of them starts it, others whole jobs
 
@@ -68,7 +68,7 @@ def x_rays(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def predict(model: ExportedModel, words: list[str], out: str) -> int:
-    return run_predict(model, list_images(words, out), out)
+    return run_predict(model, list_images(words), out)
 
 
 def the_best(store: Path) -> str:
@@ -150,71 +150,29 @@ def test_what_is_no_x_ray_is_rejected_by_name_and_the_rest_is_predicted(
         predict(model, [str(tmp_path / "in")], str(tmp_path / "out"))
 
 
-def listed(*words: str, out: str = "/nowhere/out") -> list[tuple[str, str]]:
-    return [(own.cxr_id, own.path) for own in list_images(words, out).files]
-
-
-def test_files_folders_and_csv_files_are_listed(x_rays: Path, tmp_path: Path) -> None:
-    shutil.copytree(x_rays, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "CheXpert-v1.0").mkdir()
-    (tmp_path / "list.csv").write_text("Path,Note\none.jpg,x\nCheXpert-v1.0/valid/patient1/study1/view1_frontal.jpg,y\nno/test/a.png,z\n")
-    assert listed(f"{tmp_path}/list.csv") == [
-        ("one", f"{tmp_path}/one.jpg"),
-        ("patient1_study1_view1_frontal", f"{tmp_path}/valid/patient1/study1/view1_frontal.jpg"),
-        ("test_a", f"{tmp_path}/test/a.png"),
-    ]
-    (tmp_path / "no" / "test").mkdir(parents=True)
-    shutil.copy(tmp_path / "two.png", tmp_path / "no" / "test" / "a.png")
-    assert listed(f"{tmp_path}/list.csv")[2] == ("no_test_a", f"{tmp_path}/no/test/a.png"), "a file that is where the CSV says"
-    assert [cxr_id for cxr_id, _ in listed(str(x_rays))] == ["one", "patient00001_study1_view1_frontal", "two"]
-    for word, error in (
-        ("none.png", "is no file and no folder"),
-        ("empty", "has no DICOM file and none that ends in"),
-        ("out.csv", "leaves the data root"),
-    ):
-        (tmp_path / "empty").mkdir(exist_ok=True)
-        (tmp_path / "out.csv").write_text("Path\n../secret.jpg\n")
-        with pytest.raises(InputError, match=error):
-            listed(f"{tmp_path}/{word}")
-    with pytest.raises(InputError, match="both have the id 'one'"):
-        listed(f"{tmp_path}/one.jpg", str(x_rays))
-    with pytest.raises(InputError, match="name X-rays"):
-        listed()
-    os.symlink("/etc", tmp_path / "etc")
-    (tmp_path / "link.csv").write_text("Path\netc/hostname\n")
-    with pytest.raises(InputError, match="leads out of the CSV's folder"):
-        listed(f"{tmp_path}/link.csv")
-
-
-def test_ids_are_chexperts_or_the_name_that_the_user_sees(tmp_path: Path, x_rays: Path) -> None:
-    assert image_id("a b/c.d.png") == "a_b_c.d"
-    assert image_id("x/patient1/study2/view1_frontal.jpg") == "patient1_study2_view1_frontal"
-    assert image_id("inpatient1/study1/view1.png") == "inpatient1_study1_view1"
-    assert image_id("1.2.840.113.5") != image_id("1.2.840.113.6"), "no ending, but a number"
-    assert len(image_id("d/" * 200 + "x.png")) <= 150
-    os.symlink(x_rays / "one.jpg", tmp_path / "mine.jpg")
-    assert listed(f"{tmp_path}/mine.jpg")[0][0] == "mine", "not what the link leads to"
-    os.symlink(tmp_path, tmp_path / "loop")
-    assert [cxr_id for cxr_id, _ in listed(str(tmp_path))] == ["mine"]
-
-
 def test_predictions_made_before_are_no_x_rays(store: Path, x_rays: Path, tmp_path: Path) -> None:
     shutil.copytree(x_rays, tmp_path / "in")
     model, out = load_model(the_best(store)), f"{tmp_path}/in/predictions"
     for _ in range(2):
         assert predict(model, [f"{tmp_path}/in"], out) == 0
         assert len(read_predictions(Path(out))) == 3
-    assert len(listed(f"{tmp_path}/in", out="/elsewhere")) == 3
+    assert len(list_images([f"{tmp_path}/in"]).files) == 3
 
 
-def test_options_of_a_uri_stay_with_it(tmp_path: Path, x_rays: Path) -> None:
-    found = list_images([f"file://{x_rays}"], "/nowhere")
-    assert [own.cxr_id for own in found.files] == ["one", "patient00001_study1_view1_frontal", "two"]
-    assert found.only_here is None, "a file:// URI says that every node has it"
-    assert list_images([str(x_rays)], "/nowhere").only_here is not None
-    (tmp_path / "a file").write_text("x")
-    with pytest.raises(InputError, match="is a file: name a folder"):
-        open_output(f"{tmp_path}/a file")
+@pytest.mark.parametrize("change", ["metrics", "run", "weights"])
+def test_a_record_that_is_not_whole_is_named_in_a_line(change: str, store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "store")
+    folder = tmp_path / "store" / "segmentation" / the_best(store).rsplit("/", 1)[-1]
+    record = json.loads((folder / "record.json").read_text())
+    if change == "weights":
+        (weights,) = folder.glob("*/weights.safetensors")
+        data = bytearray(weights.read_bytes())
+        data[8] ^= 1  # in the header; as well it could be one of the weights
+        weights.write_bytes(data)
+    else:
+        (folder / "record.json").write_text(json.dumps(record | {change: {}}))
+    with pytest.raises(InputError, match="its bytes are not" if change == "weights" else "is no whole record of a segmentation network"):
+        load_model(str(folder))
 
 
 def test_a_model_that_is_none_is_named(tmp_path: Path, store: Path) -> None:
@@ -251,14 +209,14 @@ def test_a_model_that_is_none_is_named(tmp_path: Path, store: Path) -> None:
 )
 def test_a_card_that_asks_for_anything_else_is_refused(change: dict[str, object], store: Path, tmp_path: Path) -> None:
     model = load_model(the_best(store))
-    write_model(ExportedModel(model.card | change, model.weights), str(tmp_path))
+    write_model(ExportedModel(model.card | change, model.weights), Store.open(str(tmp_path)))
     with pytest.raises(InputError, match="is no card of"):
         load_model(str(tmp_path))
 
 
 def test_weights_that_are_not_the_cards_are_refused(store: Path, tmp_path: Path) -> None:
     model = load_model(the_best(store))
-    write_model(ExportedModel(model.card, model.weights[:-5]), str(tmp_path))
+    write_model(ExportedModel(model.card, model.weights[:-5]), Store.open(str(tmp_path)))
     with pytest.raises(InputError, match=r"is not the file that model\.json was written with"):
         load_model(str(tmp_path))
     with pytest.raises(InputError, match="do not go together"):
@@ -309,11 +267,11 @@ def test_many_files_go_through_ray_data_to_the_same_bytes(
     assert predict(model, [str(tmp_path / "in")], str(tmp_path / "ray")) == 0
     for name in ("predictions.json", "areas.csv", "overlays/x07.png"):
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "loop" / name).read_bytes(), name
-    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "ray" / "parts").iterdir()}
+    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "ray" / PARTS).iterdir()}
     assert len(parts) == 3
     next(iter(parts)).unlink()
     assert predict(model, [str(tmp_path / "in")], str(tmp_path / "ray")) == 0
-    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "ray" / "parts").iterdir()}
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "ray" / PARTS).iterdir()}
     assert sum(after[path] == parts[path] for path in parts) == 2, "a run that was stopped goes on where it was"
 
 

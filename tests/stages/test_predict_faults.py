@@ -1,0 +1,238 @@
+"""jobs/predict.py and jobs/export.py with folders, names, cards and runs that are not as they should be."""
+
+import csv
+import io
+import json
+import os
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from chexseg_ray.artifacts import Store
+from chexseg_ray.command import run_tool
+from chexseg_ray.errors import InputError
+from chexseg_ray.output import open_output
+from chexseg_ray.predict import _write, open_predictions, run_predict
+from chexseg_ray.segmentation.network import build_network
+from chexseg_ray.stages.execution import ActorResources
+from chexseg_ray.stages.exported import FORMAT, ExportedModel, open_model, read_model, write_model
+from chexseg_ray.stages.files import PARTS, FileActor, predict_files
+from chexseg_ray.stages.training_state import to_safetensors
+from chexseg_ray.xrays import MADE, list_images
+
+NAMES = ["Edema", "=Opacity"]
+ATROUS = {"encoder_output_stride": 16, "decoder_atrous_rates": [12, 24, 36]}
+NETWORK = {"arch": "deeplabv3plus", "encoder_name": "resnet18", "encoder_weights": None, "classes": 2, **ATROUS}
+FACTS = {"expert_masks": 1, "pseudo_masks": 0, "pseudo_mask_method": None, "p": 1.0, "encoder_initialisation": "random", "data": "phantom"}
+
+
+@pytest.fixture(scope="module")
+def model() -> ExportedModel:
+    torch.manual_seed(0)
+    weights = to_safetensors(dict(build_network("deeplabv3plus", "resnet18", 2, {"output_stride": 16, "atrous_rates": [12, 24, 36]}).state_dict()))
+    card: dict[str, Any] = {"format": FORMAT, "smp": NETWORK, "pathologies": NAMES, "thresholds": [0.5, 0.5], "normalisation": "imagenet", "size": 32}
+    return ExportedModel(card | {"trained_on": FACTS, "record": "segmentation/0", "sha256": "0"}, weights)
+
+
+def draw(path: Path, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 30), dtype=np.uint8)).save(path, "PNG")
+
+
+def predict(model: ExportedModel, out: Path, *words: object) -> int:
+    return run_predict(model, list_images([str(word) for word in words]), str(out))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_run_deletes_and_overwrites_nothing_but_its_own(model: ExportedModel, tmp_path: Path) -> None:
+    draw(tmp_path / "x.png")
+    (tmp_path / "out" / "parts").mkdir(parents=True)
+    (tmp_path / "out" / PARTS).mkdir()
+    for name in ("parts/mine.txt", f"{PARTS}/mine.json"):
+        (tmp_path / "out" / name).write_text("mine")
+    for _ in range(2):
+        assert predict(model, tmp_path / "out", tmp_path / "x.png") == 0
+    assert (tmp_path / "out" / "parts" / "mine.txt").read_text() == "mine"
+    assert (tmp_path / "out" / PARTS / "mine.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["predictions.json", "areas.csv", "model.json", "overlays/x.png", "overlays"])
+def test_an_out_that_holds_what_we_did_not_make_is_refused(name: str, model: ExportedModel, tmp_path: Path) -> None:
+    draw(tmp_path / "x.png")
+    (tmp_path / "out" / name).parent.mkdir(parents=True)
+    (tmp_path / "out" / name).write_text("mine")
+    with pytest.raises(InputError, match=f"has {name.partition('/')[0]}, which no run of this job made"):
+        predict(model, tmp_path / "out", tmp_path / "x.png")
+    assert (tmp_path / "out" / name).read_text() == "mine"
+
+
+def test_an_out_that_cannot_be_a_folder_is_refused_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    for opened in (open_output, open_predictions):
+        for out in ("file", "file/below/it"):
+            with pytest.raises(InputError, match=rf"^--out={tmp_path}/{out}: {tmp_path}/file is a file: name a folder"):
+                opened(f"{tmp_path}/{out}")
+        with pytest.raises(InputError, match=r"^--out=nosuch://x: pyarrow cannot open it"):
+            opened("nosuch://x")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # a test may run as root
+    with pytest.raises(InputError, match="may not be written"):
+        open_output(f"{tmp_path}/new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_overlays_of_a_run_that_was_killed_are_no_x_rays(model: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        draw(tmp_path / f"{name}.png")
+    for first in (tmp_path / "1", f"file://{tmp_path}/2"):
+        with monkeypatch.context() as patch:
+            patch.setattr("chexseg_ray.predict._write", lambda _, groups: next(groups) and sys.exit("killed"))
+            with pytest.raises(SystemExit):
+                run_predict(model, list_images([str(tmp_path)]), str(first))
+    assert len(list(tmp_path.glob("*/overlays/*.png"))) == 4
+    assert [own.cxr_id for own in list_images([str(tmp_path)]).files] == ["a", "b"]
+
+
+def test_parts_are_of_the_same_files_models_and_overlays(model: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which groups a resumed run predicts; Ray's actors are called here, in this process."""
+    for name in ("MANY", "BATCH"):
+        monkeypatch.setattr(f"chexseg_ray.stages.files.{name}", 2)
+    ran: list[str] = []
+
+    def run_actors(_: str, what: str, items: list[dict[str, Any]], read: object, actor: type[FileActor], own: Any, *more: object) -> None:
+        made = actor(*own)
+        ran.extend(json.loads(item["files"])[0][0] for item in items if made(item))
+
+    monkeypatch.setattr("chexseg_ray.stages.files.run_actors", run_actors)
+    for i in range(5):
+        draw(tmp_path / "in" / f"x{i}.png", i)
+    out = Store.open(str(tmp_path / "out"))
+
+    def first_of_groups(of: ExportedModel = model) -> list[str]:
+        ran.clear()
+        groups = list(predict_files(of, list_images([str(tmp_path / "in")]), out, ActorResources(1, 0, 1, 1), lambda: None))
+        assert sum(len(group["entries"]) + len(group["rejects"]) for group in groups) == 5
+        return ran[:]
+
+    assert first_of_groups() == ["x0", "x2", "x4"]
+    assert first_of_groups() == []
+    draw(tmp_path / "in" / "x3.png", 99)
+    assert first_of_groups() == ["x2"], "another X-ray under the same name"
+    (tmp_path / "out" / "overlays" / "x4.png").unlink()
+    assert first_of_groups() == ["x4"], "an overlay that is gone"
+    other = ExportedModel(model.card | {"thresholds": [0.4, 0.5]}, model.weights)
+    assert first_of_groups(other) == first_of_groups() == ["x0", "x2", "x4"], "the overlays are the last model's"
+    (tmp_path / "in" / "x1.png").write_bytes(b"broken")
+    assert first_of_groups() == ["x0"]
+    assert not out.exists("overlays/x1.png"), "nor is there an overlay of what is now rejected"
+
+
+def test_hostile_names_are_harmless_in_csv_files_and_on_a_terminal(
+    model: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    good = ['=HYPERLINK("x").png', "-y.png", "@z.png", "я" * 120 + ".png", ".png"]
+    bad = ["+1.png", "new\nline\x1b[31m.png", os.fsdecode(b"bad\xff.png")]
+    for name in good:
+        draw(Path(name))
+    for name in bad:
+        Path(name).write_bytes(b"no image")
+    assert predict(model, Path("out"), *good, *bad) == 3
+    areas, rejects = rows(Path("out/areas.csv")), rows(Path("out/rejects.csv"))
+    assert len(json.loads(Path("out/predictions.json").read_text())) == len(list(Path("out/overlays").glob("*.png"))) == len(good)
+    cells = [cell for row in areas + rejects for cell in row.values()]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
+    assert {row["pathology"] for row in areas} == {"Edema", "'=Opacity"}
+    assert [(row["file"], row["reason"]) for row in rejects] == [
+        ("'+1.png", "undecodable"),
+        ("new\nline\x1b[31m.png", "undecodable"),
+        ("bad\\udcff.png", "name"),
+    ]
+    said = capsys.readouterr().out
+    assert "rejected: new\\nline\\x1b[31m.png: undecodable\n" in said
+    assert "\x1b" not in said
+
+
+def test_many_rejects_are_counted_and_ten_of_them_are_said(model: ExportedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw(tmp_path / "in" / "x.png")
+    for i in range(25):
+        (tmp_path / "in" / f"bad{i}.png").write_bytes(b"")
+    assert predict(model, tmp_path / "out", tmp_path / "in") == 3
+    said = capsys.readouterr().out
+    assert said.count("undecodable") == 10
+    assert "rejected: 15 more, in " in said
+    assert len(rows(tmp_path / "out" / "rejects.csv")) == 25
+
+
+def test_memory_does_not_grow_with_the_number_of_x_rays(tmp_path: Path) -> None:
+    groups = ({"entries": {f"x{i}": {"Edema": {"counts": str(i % 10) * 40_000}}}, "areas": [], "rejects": []} for i in range(800))
+    tracemalloc.start()
+    done = _write(Store.open(str(tmp_path)), groups)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert done == (800, 0)
+    assert (tmp_path / "predictions.json").stat().st_size > 32e6 > 3 * peak
+
+
+def test_an_overlay_of_what_is_rejected_now_goes(model: ExportedModel, tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        draw(tmp_path / "in" / f"{name}.png")
+    assert predict(model, tmp_path / "out", tmp_path / "in") == 0
+    (tmp_path / "in" / "y.png").write_bytes(b"")
+    assert predict(model, tmp_path / "out", tmp_path / "in") == 3
+    assert sorted(os.listdir(tmp_path / "out" / "overlays")) == [MADE, "x.png"]
+
+
+def test_a_command_lines_words_and_a_poor_terminal_end_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(name: str, *_: object) -> int:
+        print("Ж")
+        return len(list_images([name]).files)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
+        with monkeypatch.context() as patch:
+            for name, value in (("argv", ["predict.py", *arguments]), ("stdout", out), ("stderr", err)):
+                patch.setattr(sys, name, value)
+            code = run_tool("", work, "out")
+        out.flush()
+        return code, out.buffer.getvalue().decode() + err.buffer.getvalue().decode()  # type: ignore[attr-defined]
+
+    assert run("model", "") == (2, "error: one of the words is empty: write . for the current folder\n")
+    code, said = run("no\nsuch\x1bЯ.png")
+    assert (code, said) == (2, "\\u0416\nerror: no\\nsuch\\x1b\\u042f.png: is no file and no folder: name X-rays, a folder of them or a CSV file\n")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sha256": ...},
+        {"smp": NETWORK | {"arch": []}},
+        {"smp": NETWORK | {"encoder_name": [1]}},
+        {"smp": []},
+        {"trained_on": FACTS | {"data": {"x": 5}}},
+        {"trained_on": FACTS | {"p": 10**400}},
+        {"pathologies": "ab"},
+        {"thresholds": {"a": 0.5, "b": 0.5}},
+        {"record": ...},
+    ],
+)
+def test_a_card_made_by_hand_is_refused_in_a_line(change: dict[str, Any], model: ExportedModel, tmp_path: Path) -> None:
+    card = {name: value for name, value in (model.card | change).items() if value is not ...}
+    write_model(ExportedModel(card, b""), Store.open(str(tmp_path)))
+    with pytest.raises(InputError, match=r"model\.json: is no card of"):
+        read_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("change", [{"size": 33}, {"smp": NETWORK | {"arch": "nosuch"}}, {"smp": NETWORK | {"decoder_atrous_rates": 3}}])
+def test_a_card_whose_network_takes_no_such_image_is_refused_in_a_line(change: dict[str, Any], model: ExportedModel) -> None:
+    with pytest.raises(InputError, match="do not go together"):
+        open_model(ExportedModel(model.card | change, model.weights))
