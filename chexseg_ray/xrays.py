@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 
 from chexseg_ray.artifacts import open_filesystem, storage
 from chexseg_ray.data.chexpert import below_split, read_paths
-from chexseg_ray.data.dicom import is_dicom
+from chexseg_ray.data.dicom import HEAD, is_dicom, is_dicom_directory
 from chexseg_ray.errors import InputError
 from chexseg_ray.progress import one_line, say
 
@@ -175,7 +175,8 @@ def _is_x_ray(path: str, file: _File, local: str | None) -> bool:
 
 def _begins_as_dicom(path: str) -> bool:
     with storage("read", path), open(path, "rb") as stream:
-        return is_dicom(stream.read(132))
+        head = stream.read(HEAD)
+    return is_dicom(head) and not is_dicom_directory(head)
 
 
 def _selected(filesystem: pafs.FileSystem, where: str) -> dict[str, _File]:

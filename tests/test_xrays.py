@@ -65,6 +65,12 @@ def test_files_folders_and_csv_files_are_listed(x_rays: Path, tmp_path: Path) ->
         listed(f"{tmp_path}/link.csv")
 
 
+def test_a_discs_directory_is_none_of_its_x_rays(tmp_path: Path) -> None:
+    (tmp_path / "1.2.840").write_bytes(DICOM)
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + b"\x02\0\x02\0UI\x14\x001.2.840.10008.1.3.10" + bytes(60))
+    assert [own.path for own in list_images([str(tmp_path)]).files] == [f"{tmp_path}/1.2.840"]
+
+
 def test_ids_are_chexperts_or_the_name_that_the_user_sees(tmp_path: Path, x_rays: Path) -> None:
     assert image_id("a b/c.d.png") == "a_b_c.d"
     assert image_id("x/patient1/study2/view1_frontal.jpg") == "patient1_study2_view1_frontal"

@@ -33,7 +33,7 @@ def require_pydicom() -> None:
     try:
         import pydicom  # noqa: F401
     except ImportError:
-        raise InputError("DICOM files need pydicom: pip install pydicom, or this package with its extra [dicom]") from None
+        raise InputError("DICOM files need pydicom: pip install pydicom, or this package as chexseg-ray[dicom]") from None
 
 
 def decode_dicom(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
