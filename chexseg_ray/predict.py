@@ -23,6 +23,7 @@ _ENTRIES, _REJECTED = "predictions.json", "rejects.csv"
 _MARK = f"overlays/{MADE}"
 _OURS = (_ENTRIES, "areas.csv", _REJECTED, "overlays", CARD)
 _SAID = 10  # rejects that are said one by one
+_REASONS = ("cxr_id", "file", "reason")
 _AREAS = ("cxr_id", "file", "height", "width", "pathology", "probability", "threshold", "pixels", "share")
 
 
@@ -49,7 +50,7 @@ def run_predict(model: ExportedModel, x_rays: XRays, out: str) -> int:
     from chexseg_ray.stages.files import MANY, drop_parts, predict_files
 
     store, number = open_predictions(out), len(x_rays.files)
-    store.put(_MARK, b"Drawn by jobs/predict.py: pictures for people, no X-rays. This file tells jobs/predict.py so.\n")
+    store.put(_MARK, b"Drawn by jobs/predict.py, which passes them over as X-rays, and which deletes here what a later run does not draw.\n")
     for line in describe(model.card):
         say(line)
     session = RaySession(dashboard=False, num_cpus=cpus_here())
@@ -61,6 +62,8 @@ def run_predict(model: ExportedModel, x_rays: XRays, out: str) -> int:
     done, rejects = _write(store, groups)
     store.put(CARD, (json.dumps(model.card, indent=1) + "\n").encode())
     drop_parts(store)
+    for name in {*store.names("overlays")} - {f"{own.cxr_id}.png" for own in x_rays.files} - {MADE}:
+        store.delete(f"overlays/{name}")  # of an earlier run, perhaps of another model
     if rejects == number:
         raise InputError(f"{number} of {number} files are no X-rays that can be read (PNG, JPEG or DICOM; {store.shown(_REJECTED)}): name others")
     say(f"{done} of {number} X-rays predicted: {store.shown(_ENTRIES)}, areas.csv, overlays/")
@@ -75,16 +78,18 @@ def _write(store: Store, groups: Iterator[Mapping[str, Any]]) -> tuple[int, int]
     done = rejected = 0
     said: list[str] = []
     folder = store.path("") if store.is_local else None
-    with storage("written", store.path("")), ExitStack() as stack:
-        files = {name: stack.enter_context(TemporaryFile(dir=folder)) for name in (_REJECTED, "areas.csv", _ENTRIES)}
-        reject_rows, area_rows = (_csv(files[name], columns) for name, columns in ((_REJECTED, ("cxr_id", "file", "reason")), ("areas.csv", _AREAS)))
+    with ExitStack() as stack:
+        with storage("written", store.path("")):
+            files = {name: stack.enter_context(TemporaryFile(dir=folder)) for name in (_REJECTED, "areas.csv", _ENTRIES)}
+            reject_rows, area_rows = _csv(files[_REJECTED], _REASONS), _csv(files["areas.csv"], _AREAS)
         for group in groups:
-            for cxr_id, entry in group["entries"].items():
-                text = f"{',' if done else '{'}{json.dumps(cxr_id)}:{json.dumps(entry, separators=(',', ':'))}"
-                files[_ENTRIES].write(text.encode())
-                done += 1
-            area_rows.writerows(map(_cells, group["areas"]))
-            reject_rows.writerows(map(_cells, group["rejects"]))
+            with storage("written", store.path("")):
+                for cxr_id, entry in group["entries"].items():
+                    text = f"{',' if done else '{'}{json.dumps(cxr_id)}:{json.dumps(entry, separators=(',', ':'))}"
+                    files[_ENTRIES].write(text.encode())
+                    done += 1
+                area_rows.writerows(map(_cells, group["areas"]))
+                reject_rows.writerows(map(_cells, group["rejects"]))
             said += [f"rejected: {row['file']}: {row['reason']}" for row in group["rejects"][: max(0, _SAID - rejected)]]
             rejected += len(group["rejects"])
             if done <= 5:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 
 _LOG_SECONDS = 15.0
@@ -14,7 +15,7 @@ def say(text: str) -> None:
 
 def one_line(text: str) -> str:
     """A text with control characters, line breaks and what is no character as escapes: for names that anybody may have given."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode() for c in text)
 
 
 def track(label: str, total: int) -> Callable[[int, str], float]:

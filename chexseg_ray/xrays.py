@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import importlib.util
 import os
 import re
 import stat
@@ -14,7 +13,7 @@ import pyarrow.fs as pafs
 
 from chexseg_ray.artifacts import open_filesystem, storage
 from chexseg_ray.data.chexpert import below_split, read_paths
-from chexseg_ray.data.dicom import HEAD, is_dicom, is_dicom_directory
+from chexseg_ray.data.dicom import HEAD, has_pydicom, is_dicom, is_dicom_directory, require_pydicom
 from chexseg_ray.errors import InputError
 from chexseg_ray.progress import one_line, say
 
@@ -274,9 +273,9 @@ def _longer(same: Sequence[_Found]) -> Iterator[list[str]]:
 
 def _require_pydicom(files: Sequence[XRay], filesystems: Sequence[pafs.FileSystem]) -> None:
     """Raise InputError for the first DICOM file when pydicom is not installed, before a model is loaded."""
-    if importlib.util.find_spec("pydicom") is not None:
+    if has_pydicom():
         return
     for own in (own for own in files if not own.fault):
         local = isinstance(filesystems[own.place], pafs.LocalFileSystem)
         if own.path.lower().endswith(DICOM_SUFFIXES) or (local and not _ending(own.path) and _begins_as_dicom(own.path)):
-            raise InputError(f"{own.shown}: a DICOM file needs pydicom: pip install pydicom, or this package as chexseg-ray[dicom]")
+            require_pydicom(own.shown)

@@ -17,12 +17,13 @@ from chexseg_ray.errors import InputError
 
 def run(name: str, overrides: Sequence[str], words: Sequence[str], out: str) -> int:
     """Export one model."""
-    from chexseg_ray.export import run_export
+    from chexseg_ray.export import open_export, run_export
     from chexseg_ray.models import load_model
 
     if words:
         raise InputError(f"{words[0]}: one MODEL at a time")
-    return run_export(load_model(name, overrides), out)
+    store = open_export(out)  # before anything that takes long
+    return run_export(load_model(name, overrides), store)
 
 
 if __name__ == "__main__":

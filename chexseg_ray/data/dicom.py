@@ -1,5 +1,6 @@
 """Read the X-ray of a DICOM file, with pydicom (the extra `dicom`)."""
 
+import importlib.util
 import io
 import math
 from typing import Any
@@ -28,12 +29,15 @@ def is_dicom_directory(data: bytes) -> bool:
     return is_dicom(data) and _DIRECTORY in data[132:HEAD]
 
 
-def require_pydicom() -> None:
-    """Raise InputError when pydicom is not installed."""
-    try:
-        import pydicom  # noqa: F401
-    except ImportError:
-        raise InputError("DICOM files need pydicom: pip install pydicom, or this package as chexseg-ray[dicom]") from None
+def has_pydicom() -> bool:
+    """Whether pydicom is installed; it is not imported."""
+    return importlib.util.find_spec("pydicom") is not None
+
+
+def require_pydicom(shown: str = "X-rays") -> None:
+    """Raise InputError, which names the file, when pydicom is not installed."""
+    if not has_pydicom():
+        raise InputError(f"{shown}: a DICOM file needs pydicom: pip install pydicom, or this package as chexseg-ray[dicom]")
 
 
 def decode_dicom(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
@@ -100,11 +104,13 @@ def _pixels(dataset: Any) -> npt.NDArray[Any]:
 
 
 def _padding(values: npt.NDArray[Any], dataset: Any) -> npt.NDArray[np.bool_] | None:
-    """Which stored values [h, w] are no part of the image (PS3.3 C.7.5.1.1.2); None when the file names none."""
+    """Which stored values [h, w] are no part of the image (PS3.3 C.7.5.1.1.2); None when the file names none that its pixels can have."""
     first, last = (dataset.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
     if first is None:
         return None
-    ends = np.array([int(first), int(first if last is None else last)])
+    ends, bits = np.array([int(first), int(first if last is None else last)]), 8 * values.dtype.itemsize
+    if not ((-(2 ** (bits - 1)) <= ends) & (ends < 2**bits)).all():  # left over from deeper pixels
+        return None
     low, high = sorted(ends.astype(values.dtype).tolist())  # a file may write a negative value as unsigned
     inside: npt.NDArray[np.bool_] = (values >= low) & (values <= high)
     return inside

@@ -1,4 +1,4 @@
-"""The patient bootstrap: both aggregations of IoU are sums over patients divided by sums over patients, so replicates are two matrix products."""
+"""The patient bootstrap: both aggregations of IoU are sums over patients divided by sums over patients, so replicates are matrix products."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -47,7 +47,7 @@ ALLOWED = {room: {"data", "errors", room} for room in SCIENCE} | {
     "models": {"artifacts", "build", "choice", "config", "errors", "progress", "stages"},
     "xrays": {"artifacts", "data", "errors", "progress"},
     "predict": {"artifacts", "cluster", "errors", "models", "output", "progress", "stages", "xrays"},
-    "export": {"artifacts", "models", "output", "progress", "stages"},
+    "export": {"artifacts", "errors", "models", "output", "progress", "stages"},
 }
 RAY = {"cluster", "stages", "sweep", "trials"}
 

@@ -1,5 +1,6 @@
 """DICOM X-rays: real files in place, and made ones for windows, inversion, depth and refusals."""
 
+import importlib.util
 import io
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,16 @@ def test_padding_is_black_and_no_part_of_the_stretch(values: list[int], padding:
     expected = [0, 0, 128, 255] if colour == "MONOCHROME2" else [0, 255, 127, 0]
     assert decode_dicom(made(stored, colour, **padding)).tolist() == [expected]
     assert decode_dicom(made(stored[:, :1], colour, **padding)).tolist() == [[0]], "nothing but padding"
+
+
+@pytest.mark.parametrize("value", [522, 2000, 4095, 65535])
+def test_padding_that_the_pixels_cannot_have_is_none(value: int) -> None:
+    """Left over in a file that was made of a deeper one."""
+    dataset = pydicom.dcmread(io.BytesIO(made(np.array([[0, 10, 208, 255]]), bits=8, PixelPaddingValue=value)))
+    dataset.BitsAllocated, dataset.PixelData = 8, bytes([0, 10, 208, 255])
+    stream = io.BytesIO()
+    pydicom.dcmwrite(stream, dataset, implicit_vr=False, little_endian=True)
+    assert decode_dicom(stream.getvalue()).tolist() == [[0, 10, 208, 255]]
 
 
 def lut(values: list[int], first: int, bits: int) -> pydicom.Sequence:
@@ -262,6 +273,6 @@ def test_damaged_bytes_are_rejected_and_nothing_else_is_raised(rng: np.random.Ge
 
 
 def test_without_pydicom_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(InputError, match="pip install pydicom"):
         decode_dicom(b"\0" * 128 + b"DICM")

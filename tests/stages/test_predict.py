@@ -23,7 +23,7 @@ from chexseg_ray.data.images import letterbox
 from chexseg_ray.data.normalisation import network_input
 from chexseg_ray.data.pathologies import PATHOLOGIES
 from chexseg_ray.errors import InputError
-from chexseg_ray.export import run_export
+from chexseg_ray.export import open_export, run_export
 from chexseg_ray.models import load_model
 from chexseg_ray.predict import run_predict
 from chexseg_ray.segmentation.network import build_network
@@ -126,7 +126,7 @@ def test_masks_areas_and_probabilities_are_the_networks(predicted: Path, store: 
 
 def test_a_study_a_record_and_an_exported_folder_name_the_same_model(predicted: Path, store: Path, x_rays: Path, tmp_path: Path) -> None:
     exported = tmp_path / "exported"
-    assert run_export(load_model(the_best(store)), str(exported)) == 0
+    assert run_export(load_model(the_best(store)), open_export(str(exported))) == 0
     for i, name in enumerate((the_best(store), str(exported))):
         assert predict(load_model(name), [str(x_rays)], str(tmp_path / str(i))) == 0
         assert (tmp_path / str(i) / "predictions.json").read_bytes() == (predicted / "predictions.json").read_bytes()
@@ -281,7 +281,7 @@ def test_the_readmes_lines_load_an_exported_model_with_smp_alone(store: Path, x_
     assert lines is not None
     assert len([line for line in lines.group(1).splitlines() if line]) == 12
     assert "chexseg_ray" not in lines.group(1)
-    run_export(load_model(the_best(store)), str(tmp_path / "exported"))
+    run_export(load_model(the_best(store)), open_export(str(tmp_path / "exported")))
     Image.open(x_rays / "one.jpg").save(tmp_path / "xray.png")
     code = lines.group(1) + "np.savez('found.npz', inner=[np.asarray(own).max() for own in inner], masks=masks)\n"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
@@ -298,7 +298,7 @@ def test_the_readmes_lines_load_an_exported_model_with_smp_alone(store: Path, x_
 
 
 def test_the_exported_program_and_the_safetensors_agree(store: Path, tmp_path: Path) -> None:
-    run_export(load_model(the_best(store)), str(tmp_path))
+    run_export(load_model(the_best(store)), open_export(str(tmp_path)))
     program = torch.export.load(io.BytesIO((tmp_path / "model.pt2").read_bytes())).module()
     network = open_model(read_model(str(tmp_path))).model
     for batch in (1, 4):

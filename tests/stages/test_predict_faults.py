@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 import tracemalloc
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from chexseg_ray.artifacts import Store
 from chexseg_ray.command import run_tool
 from chexseg_ray.errors import InputError
+from chexseg_ray.export import open_export
 from chexseg_ray.output import open_output
 from chexseg_ray.predict import _write, open_predictions, run_predict
 from chexseg_ray.segmentation.network import build_network
@@ -64,6 +66,29 @@ def test_a_run_deletes_and_overwrites_nothing_but_its_own(model: ExportedModel, 
         assert predict(model, tmp_path / "out", tmp_path / "x.png") == 0
     assert (tmp_path / "out" / "parts" / "mine.txt").read_text() == "mine"
     assert (tmp_path / "out" / PARTS / "mine.json").read_text() == "mine"
+
+
+def test_overlays_of_an_earlier_run_into_the_same_folder_go(model: ExportedModel, tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        draw(tmp_path / f"{name}.png")
+    assert predict(model, tmp_path / "out", tmp_path / "x.png", tmp_path / "y.png") == 0
+    assert predict(model, tmp_path / "out", tmp_path / "x.png") == 0
+    assert {path.name for path in (tmp_path / "out" / "overlays").glob("*.png")} == {"x.png"}
+
+
+def test_an_export_overwrites_an_export_alone(model: ExportedModel, tmp_path: Path) -> None:
+    write_model(model, open_export(f"{tmp_path}/ours"))
+    open_export(f"{tmp_path}/ours")
+    draw(tmp_path / "x.png")
+    assert predict(model, tmp_path / "predicted", tmp_path / "x.png") == 0
+    for name, content in (("model.json", "{}"), ("model.json", "no JSON"), ("model.safetensors", "theirs")):
+        folder = tmp_path / f"{name} {content}"
+        folder.mkdir()
+        (folder / name).write_text(content)
+        with pytest.raises(InputError, match=re.escape(f"has {name}, which jobs/export.py did not write: name another folder")):
+            open_export(str(folder))
+    with pytest.raises(InputError, match=r"has model\.json, which jobs/export\.py did not write"):
+        open_export(f"{tmp_path}/predicted")
 
 
 @pytest.mark.parametrize("name", ["predictions.json", "areas.csv", "model.json", "overlays/x.png", "overlays"])
