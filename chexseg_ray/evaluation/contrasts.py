@@ -69,7 +69,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return out
 
 
-def power(difference: float, trial_variance: float, patient_variance: float, trials: int, patient_df: float, level: float) -> float:
+def power(
+    difference: float, trial_variance: float, patient_variance: float, trials: int, patient_df: float, level: float, interaction: float = 0.0
+) -> float:
     """The chance that the combined test finds a true difference: over both variances' own distributions (chi-squared), as the test estimates them.
 
     Args:
@@ -79,6 +81,7 @@ def power(difference: float, trial_variance: float, patient_variance: float, tri
         trials: n, at least 2.
         patient_df: degrees of freedom of the patients' variance.
         level: 1 - the test's significance level.
+        interaction: the part of trial_variance that comes of a trial's own errors on these patients.
     """
     deviation = math.sqrt(trial_variance / trials + patient_variance)
     if deviation == 0:
@@ -86,7 +89,8 @@ def power(difference: float, trial_variance: float, patient_variance: float, tri
     t1, t2 = (float(student.ppf(0.5 + level / 2, df)) for df in (trials - 1, patient_df))
     v1 = trial_variance / trials * chi2.ppf(_MIDDLES, trials - 1)[:, None] / (trials - 1)
     v2 = patient_variance * chi2.ppf(_MIDDLES[::4], patient_df)[None, :] / patient_df
-    half = (v1 * t1 + v2 * t2) / np.sqrt(v1 + v2)  # Cochran and Cox's interval
+    half = (v1 * t1 + v2 * t2) / np.sqrt(v1 + v2)  # Cochran and Cox's interval, no less than that of patients alone
+    half = np.maximum(half, t2 * np.sqrt(v2 + interaction / trials))
     return float(np.mean(norm.sf((half - difference) / deviation) + norm.sf((half + difference) / deviation)))
 
 
@@ -98,7 +102,7 @@ def trials_needed(both: Combined, level: float, wanted: float = 0.8) -> int | No
         return None
 
     def enough(trials: int) -> bool:
-        return power(mean, both.trial_variance * n, both.patient_variance, trials, both.dfs[1], level) >= wanted
+        return power(mean, both.trial_variance * n, both.patient_variance, trials, both.dfs[1], level, both.interaction) >= wanted
 
     return next((trials for trials in _steps(2, _MOST) if enough(trials)), None)
 
@@ -114,7 +118,8 @@ def patients_needed(both: Combined, patients: int, level: float, wanted: float =
 
     def enough(number: int) -> bool:
         more = number / patients
-        return power(mean, own + both.interaction / more, both.patient_variance / more, n, both.dfs[1] * more, level) >= wanted
+        less = both.interaction / more
+        return power(mean, own + less, both.patient_variance / more, n, both.dfs[1] * more, level, less) >= wanted
 
     return next((number for number in _steps(patients, _MOST * patients) if enough(number)), None)
 

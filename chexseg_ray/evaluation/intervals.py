@@ -106,9 +106,10 @@ class Combined:
     dfs: tuple[float, float]
 
     def half_width(self, level: float, quantile: "Quantile") -> float:
-        """Of the interval of this level."""
+        """Of the interval of this level: no less than that of patients alone, given the networks, where few trials happen to agree."""
         variances = self.trial_variance, self.patient_variance
-        return quantile(level, variances, self.dfs) * math.sqrt(sum(variances))
+        given = math.sqrt(self.patient_variance + self.interaction / self.interval.n)
+        return max(quantile(level, variances, self.dfs) * math.sqrt(sum(variances)), float(student.ppf(0.5 + level / 2, self.dfs[1])) * given)
 
 
 Quantile = Callable[[float, Sequence[float], Sequence[float]], float]
@@ -148,7 +149,8 @@ def shared_variance(replicates: Floats) -> tuple[float, float]:
 
 
 def combined_interval(values: Sequence[float], replicates: Floats, patients: float, level: float, quantile: Quantile = satterthwaite_t) -> Combined:
-    """Trials and patients drawn anew: s^2 / n + the variance of patients that the trials share, and a t quantile for the sum.
+    """Trials and patients drawn anew: s^2 / n + the variance of patients that the trials share, and a t quantile for the sum; where the trials
+    happen to agree, no less than patients alone.
 
     Conditional on what the trials share (expert masks, classifier, IRNet, encoders). The percentile bootstrap over trials and patients
     draws n trials from n and so sees (n - 1) / n of their variance, with 3 trials far too little (benchmarks/coverage.py).

@@ -113,8 +113,8 @@ def interval_words(level: float, overlaps: Sequence[str]) -> list[tuple[str, str
         ),
         (
             "over both",
-            f"{_percent(level)}: s²/n of the trials plus the part of the bootstrap's variance that they share, Satterthwaite's t; given {shared}. "
-            "Cut to [0, 1].",
+            f"{_percent(level)}: s²/n of the trials plus the part of the bootstrap's variance that they share, Satterthwaite's t, and no less than "
+            f"over patients alone; given {shared}. Cut to [0, 1].",
         ),
         (
             "contrasts",

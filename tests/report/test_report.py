@@ -87,6 +87,8 @@ def test_every_interval_holds_its_mean_and_both_sources_add_up(whole: tuple[Path
         parts = np.var(values, ddof=1) / 3, max(0.0, np.cov(drawn)[np.triu_indices(3, 1)].mean())
         assert setting.mean["pooled"].patients.n == 40
         half = stats.t.ppf(0.975, sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 39)) * sum(parts) ** 0.5
+        given = parts[1] + (np.var(drawn, axis=1, ddof=1).mean() - parts[1]) / 3
+        half = max(half, stats.t.ppf(0.975, 39) * given**0.5)  # no less than patients alone
         both = setting.mean["pooled"].both
         assert (both.low, both.high) == pytest.approx((np.mean(values) - half, np.mean(values) + half), rel=1e-6)
 
