@@ -45,11 +45,11 @@ def to_safetensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, s
 
 
 def from_safetensors(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata."""
+    """Tensors, in the order of their names (the library's own differs from call to call), and metadata."""
     from safetensors.torch import load
 
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return load(data), header.get("__metadata__", {})
+    return dict(sorted(load(data).items())), header.get("__metadata__", {})
 
 
 class StateKeeper:
