@@ -82,7 +82,7 @@ class Nodes:
         found: list[dict[str, Any]] = self.ask("nodes")
         return found
 
-    def until(self, there: Callable[[], bool], seconds: float = 90) -> None:
+    def until(self, there: Callable[[], bool], seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not there():
             assert time.monotonic() < deadline, self.nodes()
@@ -92,7 +92,7 @@ class Nodes:
         """End every process of this cluster, by its mark."""
         mark = f"CHEXSEG_TEST_MARK={self._mark}"
         self._process.terminate()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while marked(mark) and time.monotonic() < deadline:
             kill_marked(mark)
             time.sleep(0.2)
@@ -168,7 +168,7 @@ def _hold_growing() -> None:
     env |= {"RAY_CLOUD_INSTANCE_ID": HEAD, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD}
     start = ["ray", "start", "--head", "--num-cpus=0", "--num-gpus=0", f"--port={port}", "--node-ip-address=127.0.0.1", "--include-dashboard=false"]
     start += [f"--object-store-memory={STORE_BYTES}", f"--autoscaling-config={file}", "--disable-usage-stats"]
-    subprocess.run(start, env=env, check=True, stdout=subprocess.DEVNULL, timeout=90)
+    subprocess.run(start, env=env, check=True, stdout=subprocess.DEVNULL, timeout=300)
     ray.init(address=address, logging_level="error", log_to_driver=False)
     _answer(address)
     for line in sys.stdin:

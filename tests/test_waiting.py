@@ -22,7 +22,7 @@ def test_a_demand_that_no_node_can_hold_is_said_with_what_there_is_and_taken_bac
     lines: list[str] = []
     monkeypatch.setattr("chexseg_ray.waiting.say", lines.append)
     nodes = [{"CPU": 2.0}]
-    with Watch(lambda: nodes, lambda: [{"CPU": 4.0, "GPU": 1.0}], every=0.01, patience=0.05) as watch:
+    with Watch(lambda: list(nodes), lambda: [{"CPU": 4.0, "GPU": 1.0}], every=0.01, patience=0.05) as watch:
         time.sleep(0.1)
         assert lines == [], "nothing is asked for yet"
         watch.expect([Demand("images", ((1.0, 0.0),)), GPU])
@@ -40,7 +40,7 @@ def test_a_node_lost_for_good_is_said_where_nothing_will_replace_it(monkeypatch:
     lines: list[str] = []
     monkeypatch.setattr("chexseg_ray.waiting.say", lines.append)
     nodes = [{"CPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}]
-    with Watch(lambda: nodes, list, every=0.01, patience=0.0) as watch:
+    with Watch(lambda: list(nodes), list, every=0.01, patience=0.0) as watch:
         watch.expect([GPU])
         time.sleep(0.1)
         assert lines == []

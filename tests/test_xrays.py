@@ -86,7 +86,7 @@ def test_ids_are_chexperts_or_the_name_that_the_user_sees(tmp_path: Path, x_rays
 
 def test_a_folder_within_chexperts_layout_gives_chexperts_ids(tmp_path: Path) -> None:
     root = files(tmp_path, *(f"valid/patient{i}/study1/view1_frontal.jpg" for i in (1, 2)))
-    assert ids(*root.glob("valid/patient*")) == ids(root / "valid") == ["patient1_study1_view1_frontal", "patient2_study1_view1_frontal"]
+    assert ids(*sorted(root.glob("valid/patient*"))) == ids(root / "valid") == ["patient1_study1_view1_frontal", "patient2_study1_view1_frontal"]
     assert ids(root / "valid/patient2/study1") == ["patient2_study1_view1_frontal"]
     (root / "valid/patient1/list.csv").write_text("Path\nstudy1/view1_frontal.jpg\n")
     assert ids(root / "valid/patient1/list.csv") == ["patient1_study1_view1_frontal"]

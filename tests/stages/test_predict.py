@@ -261,8 +261,10 @@ def test_many_files_go_through_ray_data_to_the_same_bytes(
     (tmp_path / "in").mkdir()
     for i in range(20):
         Image.fromarray(np.roll(grey, i, axis=0)).save(tmp_path / "in" / f"x{i:02d}.png")
-    model = load_model(the_best(store))
+    model, threads = load_model(the_best(store)), torch.get_num_threads()
+    torch.set_num_threads(1)  # as an actor has
     assert predict(model, [str(tmp_path / "in")], str(tmp_path / "loop")) == 0
+    torch.set_num_threads(threads)
     monkeypatch.setattr("chexseg_ray.stages.files.MANY", 4)
     monkeypatch.setattr(Store, "delete", lambda *_: None)  # parts stay
     assert predict(model, [str(tmp_path / "in")], str(tmp_path / "ray")) == 0
