@@ -111,7 +111,9 @@ def test_propagation_equals_the_plain_loop_bitwise(irnet_store: Path) -> None:
 def test_thresholds_of_irnet_masks_are_tuned_on_expert_training_masks(irnet_store: Path) -> None:
     record = record_of(irnet_store, "pseudo_masks")
     assert {choice["source"] for choice in record.metrics["thresholds"].values()} <= {"expert_train", "all", "default"}
+    assert "expert_train" in {choice["source"] for choice in record.metrics["thresholds"].values()}
     assert all(choice["threshold"] > 0 for choice in record.metrics["thresholds"].values())
+    assert sum(record.metrics["nonempty_masks"].values()) > 0
 
 
 @pytest.mark.ray

@@ -264,7 +264,7 @@ time.sleep(60)
     command = [*card, sys.executable, "-c", script, *([] if closed else ["1"])]
     process = subprocess.Popen(command, env=env, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
-    assert any(line.endswith("ready\n") for line in process.stdout)
+    assert any(line == "ready\n" for line in process.stdout)
     found = listening(marked(f"RAY_TMPDIR={folder}"), process.pid)
     process.send_signal(signal.SIGTERM)
     process.wait(90)

@@ -59,8 +59,7 @@ def test_one_command_goes_through_every_room_to_the_report(tiny_store: Path) -> 
     assert "https://" not in page, "self-contained"
     printed = (tiny_store / "stdout.txt").read_text()
     assert "to build: 1 phantom" in printed
-    assert "points; report: " in printed
-    assert "report/tiny/index.html\n" in printed
+    assert printed.rstrip().splitlines()[-2].endswith("report/tiny/index.html")
 
 
 def test_every_row_of_every_stage_is_there_once_in_id_order(tiny_store: Path) -> None:
@@ -196,8 +195,8 @@ def test_pseudo_masks_are_the_gated_thresholded_cams_and_empty_in_the_padding(ti
             pixels += expected.sum()
             differing += (mask != expected).sum()
             assert expected.any() == mask.any() or abs(int(expected.sum()) - int(mask.sum())) <= 1
-    assert pixels > 0
-    assert differing <= max(3, 1e-3 * pixels), "torch and Pillow differ in the last bit, on a threshold's edge alone"
+    assert pixels > 1000
+    assert differing <= 1e-3 * pixels, "torch and Pillow differ in the last bit, on a threshold's edge alone"
 
 
 def test_counts_are_those_of_the_trained_network_on_the_mask_file(tiny_store: Path, phantom_root: Path) -> None:
@@ -261,7 +260,7 @@ def test_the_predictions_of_the_chosen_model_evaluated_by_chexlocalizes_rules_gi
         for name in names:
             theirs = mean_iou(found, truth, name, only)
             assert np.isnan(ours[name]) or ours[name] == pytest.approx(theirs, rel=1e-12), "undefined for us where no truth has a pixel"
-        assert np.isfinite(list(ours.values())).sum() >= (0 if only else 5)
+        assert np.isfinite(list(ours.values())).sum() > (0 if only else 4)
     masks = parts(tiny_store, prediction, "masks/")
     counts = parts(tiny_store, evaluated, "counts").to_pandas()
     for row in masks.to_pylist():
