@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from studies import IRNET, TINY, Job, the_error, tiny
-from torch.multiprocessing.spawn import spawn
+from two_processes import Result, run_as_two
 
 from chexseg_ray.artifacts import Attempt, Record, Step, Store
 from chexseg_ray.build import build, load_study, make_execution
@@ -269,22 +269,16 @@ def one_update(replica: Replica) -> dict[str, torch.Tensor]:
     return {"losses": torch.tensor(losses, dtype=torch.float64), **gradients}
 
 
-def _replica(rank: int, folder: str) -> None:
-    from torch import distributed
-
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save(one_update(Replica.here()), f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+def one_named_update(replica: Replica) -> dict[str, Result]:
+    return {"irnet": one_update(replica)}
 
 
 def test_two_replicas_have_the_loss_and_gradient_of_one_process_in_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    spawn(_replica, (str(tmp_path),), nprocs=2)
+    found = run_as_two(one_named_update, tmp_path, monkeypatch)
     whole = one_update(Replica(0, 1))
     assert whole["losses"].min() > 0
     for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert found.keys() == whole.keys()
+        own = found[rank]["irnet"]
+        assert own.keys() == whole.keys()
         for name, tensor in whole.items():
-            assert torch.allclose(found[name], tensor, rtol=1e-9, atol=1e-13), name
+            assert torch.allclose(own[name], tensor, rtol=1e-9, atol=1e-13), name

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.multiprocessing.spawn import spawn
+from two_processes import Result, run_as_two
 
 from chexseg_ray.pretraining.moco import MoCo, Projector
 from chexseg_ray.pseudo.classifier import build_classifier
@@ -18,7 +18,6 @@ from chexseg_ray.stages.moco import moco_update
 from chexseg_ray.stages.replicas import Replica
 from chexseg_ray.stages.shards import Batch, Sample
 
-Result = dict[str, torch.Tensor]
 CPU = torch.device("cpu")
 SIZE, BATCH = 32, 8
 
@@ -111,15 +110,9 @@ UPDATES: dict[str, Callable[[Replica], Result]] = {
 }  # fmt: skip
 
 
-def _replica(rank: int, folder: str) -> None:
-    from torch import distributed
-
-    torch.set_num_threads(1)
+def all_updates(replica: Replica) -> dict[str, Result]:
     torch.set_default_dtype(torch.float64)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    for name, update in UPDATES.items():
-        torch.save(update(Replica.here()), f"{folder}/{name}-{rank}.pt")
-    distributed.destroy_process_group()
+    return {name: update(replica) for name, update in UPDATES.items()}
 
 
 @pytest.fixture
@@ -130,15 +123,13 @@ def in_float64(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_two_processes_train_what_one_process_trains_for_the_same_replicas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_float64: None) -> None:
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    spawn(_replica, (str(tmp_path),), nprocs=2)
+    found = run_as_two(all_updates, tmp_path, monkeypatch)
     for name, update in UPDATES.items():
         whole = update(Replica(0, 1))
         for rank in (0, 1):
-            found = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True)
-            assert found.keys() == whole.keys()
+            assert found[rank][name].keys() == whole.keys()
             for key, tensor in whole.items():
-                assert torch.allclose(found[key], tensor, rtol=1e-6, atol=1e-8), (name, rank, key)
+                assert torch.allclose(found[rank][name][key], tensor, rtol=1e-6, atol=1e-8), (name, rank, key)
 
 
 def test_each_replica_has_its_own_statistics_and_their_mean_runs() -> None:
