@@ -1,0 +1,102 @@
+"""Is it right on this device: every training and inference step against the CPU in float64. gpu.py's part `right`."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from training_steps import BATCH_SIZES, ORIGINAL, PATHOLOGIES, WALKS, Setup, make_step, random_pixels, segmentation_network
+
+from chexseg_ray.data.images import content_box
+from chexseg_ray.data.normalisation import network_input
+from chexseg_ray.pseudo.classifier import build_classifier
+from chexseg_ray.pseudo.gradcam import grad_cam
+from chexseg_ray.pseudo.irnet import IRNet, boundary_maps
+from chexseg_ray.pseudo.propagation import propagate_cams
+from chexseg_ray.segmentation.training import predict
+
+
+@contextlib.contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Allow or forbid TF32 in convolutions for a while."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = allowed
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make network inputs of another type for a while."""
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def measure_errors(bench: Any) -> Iterator[tuple[str, dict[str, float]]]:
+    """Name and relative errors of each training step's gradients and losses, and of each inference step's outputs.
+
+    Args:
+        bench: gpu.py's Bench.
+    """
+    size = 64 if bench.tiny else 96
+    for name in BATCH_SIZES:
+        setup = bench.setup(name, size=size, batch_size=4, dropout=False)
+        exact_setup = replace(setup, device=torch.device("cpu"), dtype=torch.float64)
+        reference, reference_loss = _gradients(exact_setup, name, fast=False)
+        errors = {}
+        for kind, fast in (("exact", False), ("default", True)):
+            gradient, loss = _gradients(setup, name, fast)
+            errors[f"{kind}_gradient"] = _relative(gradient, reference)
+            errors[f"{kind}_loss"] = _relative(loss, reference_loss)
+        yield name, errors
+    inference = _inference(size)
+    with tf32(False):
+        wanted, exact = inference(torch.device("cpu")), inference(bench.device)
+    default = inference(bench.device)
+    for name, want in wanted.items():
+        yield name, {"exact": _relative(exact[name], want), "default": _relative(default[name], want)}
+
+
+def _gradients(setup: Setup, name: str, fast: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """All gradients and losses of the first update, in float64 on the CPU."""
+    model, update = make_step(name, setup)
+    with default_dtype(setup.dtype), tf32(fast):
+        losses = torch.as_tensor(np.atleast_1d(np.asarray(update(0), dtype=float)))
+    gradients = [p.grad.flatten().double().cpu() for p in model.parameters() if p.grad is not None]
+    return torch.cat(gradients), losses
+
+
+def _relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+def _inference(size: int) -> Callable[[torch.device], dict[str, torch.Tensor]]:
+    """Every inference step as a function of the device; its outputs come in float64 on the CPU."""
+    rng, grid = np.random.default_rng(1), size // 4
+    pixels = torch.from_numpy(random_pixels(rng, 4, size))
+    torch.manual_seed(0)
+    classifier = build_classifier("densenet121", PATHOLOGIES, "ignore").eval()
+    irnet, segmenter = IRNet(True).eval(), segmentation_network().eval()
+    maps = torch.from_numpy(rng.random((4, PATHOLOGIES, size // 32, size // 32))).float()
+    boxes = [content_box(*ORIGINAL, size).on_grid(size, grid)] * 4
+    field = torch.from_numpy(rng.random((4, grid, grid))).float()
+
+    def outputs(device: torch.device) -> dict[str, torch.Tensor]:
+        x = network_input(pixels.to(device), "imagenet")
+        logits, cams = grad_cam(classifier.to(device), x, PATHOLOGIES)
+        boundary, _ = boundary_maps(irnet.to(device), x, True)
+        scores = torch.from_numpy(predict(segmenter.to(device), pixels.numpy(), "imagenet", device))
+        out = {"logits": logits, "cams": cams, "boundary": boundary, "scores": scores}
+        low, same = maps.to(device), field.to(device)  # the same boundaries on both sides: the walk alone is compared
+        for walk, settings in WALKS.items():
+            out[f"walk {walk}"] = propagate_cams(low, same, None, boxes, settings, 0.0)
+        still = torch.zeros(4, 2, grid, grid, device=device)
+        out["walk by instance"] = propagate_cams(low, same, still, boxes, WALKS["chexseg"], 0.3)
+        return {name: tensor.detach().double().cpu() for name, tensor in out.items()}
+
+    return outputs
