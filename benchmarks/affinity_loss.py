@@ -1,8 +1,12 @@
-"""Affinities and losses of one IRNet update (80x80, radius 10, batch 16, 10 pathologies) against the frozen trunk's forward pass.
+"""Time and memory of IRNet's losses, against the forward pass of its frozen trunk.
 
-    python benchmarks/affinity_loss.py [threads]
+    python benchmarks/affinity_loss.py [THREADS, default 2]
 
-Prints seconds of both and their ratio, and the peak extra memory of the losses (on a CPU the process's, by Linux's own count).
+Measures one update on random inputs (80x80 cells, radius 10, batch 16, 10 pathologies). On one side are the
+affinities, the losses and their gradients: first the boundary loss only, then all three losses. On the other side is
+the trunk's forward pass on 16 images of 320x320 pixels. Prints the machine and one line for each choice of losses:
+the seconds of both sides (the best of three), their ratio, and the losses' peak extra memory. On a GPU that is what
+torch allocated; on a CPU it is the process's resident memory as Linux counts it.
 """
 
 import sys
@@ -20,7 +24,7 @@ BATCH, PATHOLOGIES, SIZE, RADIUS, REPEATS = 16, 10, 320, 10, 3
 
 
 def main() -> None:
-    """Print the two lines."""
+    """Measure both sides and print the lines."""
     torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 2)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(describe())
@@ -32,26 +36,28 @@ def main() -> None:
     field = torch.randn(BATCH, 2, grid, grid, device=device, requires_grad=True)
     step(boundary[:1], None, labels[:1])  # warm
     before = held(device)
-    alone = min(seconds(device, lambda: step(boundary, None, labels)) for _ in range(REPEATS))
-    memory = peak(device) - before
-    both = min(seconds(device, lambda: step(boundary, field, labels)) for _ in range(REPEATS))
-    memory_both = peak(device) - before
+    one_loss = min(seconds(device, lambda: step(boundary, None, labels)) for _ in range(REPEATS))
+    memory_one = peak(device) - before
+    all_losses = min(seconds(device, lambda: step(boundary, field, labels)) for _ in range(REPEATS))
+    memory_all = peak(device) - before
     model = IRNet(displacement=False).to(device).eval()
     images = torch.randn(BATCH, 3, SIZE, SIZE, device=device)
     model.trunk(images)
     trunk = min(seconds(device, lambda: model.trunk(images)) for _ in range(REPEATS))
-    print(f"boundary loss with gradient {alone:.3f} s, trunk {trunk:.3f} s: {alone / trunk:.2f} of it; extra memory {memory / 1e6:.0f} MB")
-    print(f"all three losses {both:.3f} s: {both / trunk:.2f} of the trunk; extra memory {memory_both / 1e6:.0f} MB")
+    boundary_text = f"boundary loss with gradient {one_loss:.3f} s, trunk {trunk:.3f} s: {one_loss / trunk:.2f} of it"
+    print(f"{boundary_text}; extra memory {memory_one / 1e6:.0f} MB")
+    all_text = f"all three losses {all_losses:.3f} s: {all_losses / trunk:.2f} of the trunk"
+    print(f"{all_text}; extra memory {memory_all / 1e6:.0f} MB")
 
 
 def step(boundary: torch.Tensor, field: torch.Tensor | None, labels: torch.Tensor) -> None:
-    """Losses from the label map on, and their gradients."""
+    """Compute the losses, from the label maps on, and their gradients."""
     losses = irnet_losses(boundary, field, PairLabels(labels, RADIUS))
-    (losses.boundary + losses.foreground + losses.background).backward()
+    (losses.boundary + losses.foreground + losses.background).backward()  # type: ignore[no-untyped-call]
 
 
 def seconds(device: torch.device, work: Callable[[], object]) -> float:
-    """Wall time of one call."""
+    """Return the wall time of one call, in seconds."""
     start = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -60,7 +66,7 @@ def seconds(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def held(device: torch.device) -> float:
-    """Bytes held now; from here on peak() counts anew."""
+    """Return the bytes held now, and make peak() start anew from here."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
@@ -69,11 +75,14 @@ def held(device: torch.device) -> float:
 
 
 def peak(device: torch.device) -> float:
-    """The most bytes held since held()."""
-    return torch.cuda.max_memory_allocated() if device.type == "cuda" else _status("VmHWM")
+    """Return the most bytes held at once since the last call of held()."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return _status("VmHWM")
 
 
 def _status(field: str) -> float:
+    """Return one of the sizes in Linux's status of this process, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 

@@ -1,11 +1,13 @@
-"""Every network step on a pretended GPU: device mismatches, host syncs, copies, kernel launches, FLOPs, bytes. Needs no GPU, does no arithmetic.
+"""What every network step asks of a GPU, counted without one: launches, waits, copies, FLOPs, tensors on wrong devices.
 
     python benchmarks/fake_devices.py [--tiny] [STEP ...]       6 minutes on 2 cores; --tiny 1 minute
 
-Tensors are PyTorch's fake ones: shapes, types and devices without values. Inference runs on a fake `cuda`; updates run on `meta`, as autograd
-asks a real driver about `cuda`. Launches are operators that are no views, a few operators counted as the kernels that they start; fused Adam
-counts as none. The roofline is a model (60 TFLOP/s, 2.6 TB/s, at least 2.5 us a launch), no measurement. A step with a mismatch prints the line
-of this project that made it, and the exit code is 1.
+Measures one update of every training and one batch of every inference step on PyTorch's fake tensors, which have
+shapes, types and devices, but no values. Inference runs on a fake `cuda`; updates run on `meta`, because autograd
+asks a real driver about `cuda`. A launch is an operator that is no view; a few operators count as the kernels that
+they start, and fused Adam counts as none. The roofline is a model, no measurement (60 TFLOP/s, 2.6 TB/s, at least 2.5
+us a launch). Prints one line a step with its launches, FLOPs, bytes touched, roofline, host syncs and copies, then
+the lines of this project that wait for the GPU or mix devices. The exit code is 1 if a step mixes devices.
 """
 
 import argparse
@@ -13,7 +15,7 @@ import contextlib
 import sys
 import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +28,16 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
-from training_steps import BATCH_SIZES, ORIGINAL, PATHOLOGIES, WALKS, Setup, make_step, random_pixels, segmentation_network
+from training_steps import (
+    BATCH_SIZES,
+    ORIGINAL,
+    PATHOLOGIES,
+    WALKS,
+    Setup,
+    make_step,
+    random_pixels,
+    segmentation_network,
+)
 
 import chexseg_ray
 from chexseg_ray.data.images import content_box
@@ -35,33 +46,40 @@ from chexseg_ray.pseudo.classifier import build_classifier
 from chexseg_ray.pseudo.irnet import IRNet
 from chexseg_ray.segmentation.inference import Segmenter
 from chexseg_ray.stages.cams import CamActor
+from chexseg_ray.stages.cams import Settings as CamSettings
 from chexseg_ray.stages.propagation import PropagationActor
+from chexseg_ray.stages.propagation import Settings as PropagationSettings
 
 PACKAGE = Path(chexseg_ray.__file__).parent
 FLOPS_PER_SECOND, BYTES_PER_SECOND, LEAST_SECONDS = 60e12, 2.6e12, 2.5e-6
-_NO_KERNEL = {
-    "_local_scalar_dense", "_unsafe_view", "alias", "detach", "device", "empty", "empty_like", "empty_strided", "lift_fresh",
-    "new_empty", "new_empty_strided", "set_", "squeeze_", "unsqueeze_", "view",
-}  # fmt: skip
+_NO_VALUES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+_SAME_STORAGE = {"_unsafe_view", "alias", "detach", "lift_fresh", "set_", "squeeze_", "unsqueeze_", "view"}
+_NO_KERNEL = {"_local_scalar_dense", "device", *_NO_VALUES, *_SAME_STORAGE}
 _COPIES = ("_copy_from", "_to_copy", "copy_", "to")
 _BINCOUNT_KERNELS = 6
+_WEAK_SPLIT: dict[str, Any] = {"pathologies": [str(k) for k in range(PATHOLOGIES)], "splits": ("weak",)}  # for settings
 
 
-class Watch(TorchDispatchMode):
-    """Counts what a GPU and its host would be asked for; a scalar that is read is 0.5, 1 or False."""
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what a GPU and its host would be asked for; a scalar that is read is 0.5, 1 or False.
+
+    Args:
+        device: the type that stands for the GPU, `cuda` or `meta`.
+    """
 
     def __init__(self, device: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.device = device
         self.launches: Counter[str] = Counter()
-        self.bytes: Counter[str] = Counter()
-        self.seconds: Counter[str] = Counter()
+        self.bytes: defaultdict[str, float] = defaultdict(float)
+        self.seconds: defaultdict[str, float] = defaultdict(float)  # of the roofline
         self.syncs: Counter[str] = Counter()  # by the line that waits
         self.copied: Counter[str] = Counter()  # bytes, by direction: H2D or D2H
         self.mixed: Counter[str] = Counter()  # operators that were given tensors of both devices
         self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operator on fake tensors, and count it if a tensor is on the device."""
         name, kwargs = func.overloadpacket.__name__, kwargs or {}
         inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if name == "_local_scalar_dense":
@@ -78,6 +96,7 @@ class Watch(TorchDispatchMode):
         return tensor.device.type == self.device
 
     def _scalar(self, func: Any, tensor: torch.Tensor, args: Any, kwargs: Any) -> Any:
+        """Read a scalar on the host: a fake one gets a value that lets the step go on."""
         if self._on_device(tensor):
             self.syncs[project_line()] += 1
         if not isinstance(tensor, FakeTensor):
@@ -87,6 +106,7 @@ class Watch(TorchDispatchMode):
         return 0.5 if tensor.dtype.is_floating_point else 1
 
     def _count(self, func: Any, name: str, args: Any, kwargs: Any, inputs: Any, outputs: Any, out: Any) -> None:
+        """Count the copies, waits, mixed devices and launches of one operator."""
         if name in _COPIES:
             source, target = (inputs[1] if name == "copy_" else inputs[0]), outputs[0]
             if source.device.type != target.device.type:
@@ -95,24 +115,35 @@ class Watch(TorchDispatchMode):
                 self.syncs[f"{direction} {project_line()}"] += 1
         elif any(not self._on_device(t) and t.dim() > 0 for t in inputs) and any(self._on_device(t) for t in inputs):
             self.mixed[f"{name} {project_line()}"] += 1
-        by_mask = name in ("index", "index_put", "index_put_") and any(i is not None and i.dtype == torch.bool for i in args[1])
-        if name == "nonzero" or by_mask:
+        waits = name == "nonzero"  # the number of results depends on values, as it does for indexing by a mask
+        if name in ("index", "index_put", "index_put_"):
+            waits = any(index is not None and index.dtype == torch.bool for index in args[1])
+        if waits:
             self.syncs[project_line()] += 1
         if func.is_view or name in _NO_KERNEL:
             return
-        flops = flop_registry[func.overloadpacket](*args, **kwargs, out_val=out) if func.overloadpacket in flop_registry else 0
+        flops = 0
+        if func.overloadpacket in flop_registry:
+            flops = flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
         self.flops += flops
         self.launch(name, sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *outputs)), flops)
 
     def launch(self, name: str, touched: float, flops: float = 0.0, kernels: int = 1) -> None:
-        """Count kernels of one operator that touches some bytes."""
+        """Count the kernels, bytes and roofline seconds of one operator.
+
+        Args:
+            name: of the operator.
+            touched: bytes that it reads and writes.
+            flops: its floating-point operations.
+            kernels: how many kernels it starts.
+        """
         self.launches[name] += kernels
         self.bytes[name] += touched
         self.seconds[name] += max(kernels * LEAST_SECONDS, touched / BYTES_PER_SECOND, flops / FLOPS_PER_SECOND)
 
 
 def project_line() -> str:
-    """File and line of the innermost frame of the package, or of the benchmark that calls it."""
+    """Return the file and line of the innermost frame of the package, or of the benchmark that calls it."""
     for frame in reversed(traceback.extract_stack()):
         where = _shown(frame)
         if where and where.partition(":")[0] != Path(__file__).name:
@@ -121,7 +152,7 @@ def project_line() -> str:
 
 
 def _shown(frame: traceback.FrameSummary) -> str:
-    """A frame of this repository as `pseudo/affinity.py:94`; empty for others."""
+    """Return a frame of this repository as `pseudo/affinity.py:94`, and an empty text for any other frame."""
     for root in (PACKAGE, Path(__file__).parent):
         if Path(frame.filename).is_relative_to(root):
             return f"{Path(frame.filename).relative_to(root)}:{frame.lineno}"
@@ -129,10 +160,13 @@ def _shown(frame: traceback.FrameSummary) -> str:
 
 
 class _FakeCsr:
-    """Fake tensors know no CSR: the same checks of device, type and shape, and dense results."""
+    """Stands for a CSR matrix, which fake tensors lack: checks devices, types and shapes; its products are dense."""
 
-    def __init__(self, watch: Watch, rows: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, shape: Any) -> None:
-        assert {tensor.device.type for tensor in (rows, columns, values)} == {watch.device}, (rows.device, columns.device, values.device)
+    def __init__(
+        self, watch: Watch, rows: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, shape: Any
+    ) -> None:
+        devices = rows.device, columns.device, values.device
+        assert {device.type for device in devices} == {watch.device}, devices
         assert rows.dtype == columns.dtype == torch.int32
         assert (len(rows), len(columns)) == (shape[0] + 1, len(values))
         self.watch, self.values, self.shape = watch, values, shape
@@ -145,25 +179,37 @@ class _FakeCsr:
 
 
 def _move(module: torch.nn.Module, device: Any, *_: Any) -> torch.nn.Module:
-    """nn.Module.to without swapping tensors, which fake ones refuse."""
-    for own in module.modules():
-        for name, parameter in own._parameters.items():
+    """Do what nn.Module.to does, without swapping tensors, which fake ones refuse."""
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
             if parameter is not None:
-                own._parameters[name] = torch.nn.Parameter(parameter.detach().to(device), requires_grad=parameter.requires_grad)
-        for name, buffer in own._buffers.items():
+                moved = parameter.detach().to(device)
+                part._parameters[name] = torch.nn.Parameter(moved, requires_grad=parameter.requires_grad)
+        for name, buffer in part._buffers.items():
             if buffer is not None:
-                own._buffers[name] = buffer.to(device)
+                part._buffers[name] = buffer.to(device)
     return module
+
+
+def _no_step() -> None:
+    """Do nothing, in place of an optimiser's step."""
 
 
 @contextlib.contextmanager
 def stand_ins(watch: Watch, pattern_length: int) -> Iterator[None]:
-    """What fake tensors cannot do, done in their place: shapes that depend on values, CSR matrices, numpy arrays, fused Adam on `meta`."""
-    bincount, repeat, numpy_of, addmm, adam = (
-        torch.bincount, torch.Tensor.repeat_interleave, torch.Tensor.numpy, torch.addmm, torch.optim.Adam,
-    )  # fmt: skip
+    """Replace, while the block runs, what fake tensors cannot do.
+
+    That is: shapes that depend on values, CSR matrices, numpy arrays, and fused Adam on `meta`.
+
+    Args:
+        watch: counts what the replacements would ask for.
+        pattern_length: what repeat_interleave returns where its length depends on values: pairs of the random walk.
+    """
+    bincount, addmm, adam = torch.bincount, torch.addmm, torch.optim.Adam
+    repeat, to_numpy = torch.Tensor.repeat_interleave, torch.Tensor.numpy
 
     def fake_bincount(values: torch.Tensor, weights: Any = None, minlength: int = 0) -> torch.Tensor:
+        """Return zeros of the asked length, and count the kernels and waits."""
         if not isinstance(values, FakeTensor):
             return bincount(values, weights, minlength)
         watch.syncs[project_line()] += 2  # its smallest and its largest value
@@ -171,26 +217,28 @@ def stand_ins(watch: Watch, pattern_length: int) -> Iterator[None]:
         return torch.zeros(minlength, dtype=torch.int64, device=values.device)
 
     def fake_repeat(values: torch.Tensor, repeats: Any, dim: Any = None, output_size: Any = None) -> torch.Tensor:
+        """Repeat to the known length, and count the wait for it."""
         if isinstance(values, FakeTensor) and output_size is None:
             watch.syncs[project_line()] += 1
             output_size = pattern_length
         return repeat(values, repeats, dim=dim, output_size=output_size)
 
-    def fake_numpy(tensor: torch.Tensor, *arguments: Any, **more: Any) -> Any:
+    def fake_numpy(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        """Return zeros of the tensor's shape and type; refuse a tensor on the device, as numpy does."""
         if not isinstance(tensor, FakeTensor):
-            return numpy_of(tensor, *arguments, **more)
+            return to_numpy(tensor, *arguments, **options)
         assert tensor.device.type == "cpu", f"numpy of a tensor on {tensor.device}"
         return np.zeros(tuple(tensor.shape), dtype=str(tensor.dtype).split(".")[-1])
 
     def fake_csr(rows: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, shape: Any, **_: Any) -> _FakeCsr:
         return _FakeCsr(watch, rows, columns, values, shape)
 
-    def fake_addmm(added: torch.Tensor, matrix: Any, dense: torch.Tensor, **more: Any) -> torch.Tensor:
-        return matrix @ dense if isinstance(matrix, _FakeCsr) else addmm(added, matrix, dense, **more)
+    def fake_addmm(added: torch.Tensor, matrix: Any, dense: torch.Tensor, **options: Any) -> torch.Tensor:
+        return matrix @ dense if isinstance(matrix, _FakeCsr) else addmm(added, matrix, dense, **options)
 
     def unfused_adam(parameters: Any, **options: Any) -> Any:
         optimiser = adam(parameters, **{**options, "fused": False, "foreach": False})
-        optimiser.step = lambda: None
+        optimiser.step = _no_step  # type: ignore[method-assign, assignment]
         return optimiser
 
     with contextlib.ExitStack() as stack:
@@ -210,7 +258,7 @@ def stand_ins(watch: Watch, pattern_length: int) -> Iterator[None]:
 
 
 def count_update(name: str, setup: Setup) -> Watch:
-    """One update of a training on `meta`.
+    """Count one update of a training on `meta`.
 
     Args:
         name: one of training_steps.BATCH_SIZES.
@@ -225,12 +273,12 @@ def count_update(name: str, setup: Setup) -> Watch:
 
 
 def count_inference(make: Callable[[torch.device, int], Callable[[], object]], size: int, walk: str = "") -> Watch:
-    """One batch of an inference step on a fake `cuda`.
+    """Count one batch of an inference step on a fake `cuda`.
 
     Args:
         make: makes the step for a device and a size.
         size: pixels of a side.
-        walk: the random walk of WALKS that the step uses, if it uses one.
+        walk: the random walk of WALKS that the step uses; empty if it uses none.
     """
     watch = Watch("cuda")
     length = len(random_walk._pattern(size // 4, size // 4, WALKS[walk].radius)[1]) if walk else 0
@@ -242,9 +290,9 @@ def count_inference(make: Callable[[torch.device, int], Callable[[], object]], s
 
 
 def cams(device: torch.device, size: int) -> Callable[[], object]:
-    """The CAM actor's map of 64 images."""
+    """Make the CAM actor's work on 64 images."""
     actor = CamActor.__new__(CamActor)
-    actor._config = {"pathologies": list(range(PATHOLOGIES)), "batch_size": 64, "variant": "post_relu", "fine_grid": False}
+    actor._settings = CamSettings(variant="post_relu", fine_grid=False, batch_size=64, **_WEAK_SPLIT)
     actor._facts, actor._device = {"normalisation": "imagenet"}, device
     actor._model = build_classifier("densenet121", PATHOLOGIES, "ignore").to(device).eval()
     pixels = random_pixels(np.random.default_rng(0), 64, size)
@@ -252,17 +300,17 @@ def cams(device: torch.device, size: int) -> Callable[[], object]:
 
 
 def propagation(walk: str, instance_wise: bool) -> Callable[[torch.device, int], Callable[[], object]]:
-    """The propagation actor's map of 16 images (2 instance-wise)."""
+    """Make the propagation actor's work on 16 images (2 images if it is instance-wise), as a function of the device."""
     images = 2 if instance_wise else 16
 
     def make(device: torch.device, size: int) -> Callable[[], object]:
+        """Make the actor without its files; its weights are random."""
         with unset_fake_temporarily():
-            random_walk._pattern(size // 4, size // 4, WALKS[walk].radius)  # cached: made of real numbers
+            random_walk._pattern(size // 4, size // 4, WALKS[walk].radius)  # cached, and made of real numbers
         actor = PropagationActor.__new__(PropagationActor)
-        actor._config = {
-            "pathologies": list(range(PATHOLOGIES)), "batch_size": images, "flip_average": True, "instance_wise": instance_wise,
-            "foreground": 0.3, "random_walk": asdict(WALKS[walk]),
-        }  # fmt: skip
+        inference = {"flip_average": True, "instance_wise": instance_wise, "foreground": 0.3}
+        settings = {"random_walk": asdict(WALKS[walk]), "batch_size": images, **inference, **_WEAK_SPLIT}
+        actor._settings = PropagationSettings(**settings)
         actor._facts, actor._device = {"normalisation": "imagenet", "size": size}, device
         actor._model = IRNet(instance_wise).to(device).eval()
         rng = np.random.default_rng(0)
@@ -275,7 +323,7 @@ def propagation(walk: str, instance_wise: bool) -> Callable[[torch.device, int],
 
 
 def prediction(device: torch.device, size: int) -> Callable[[], object]:
-    """The segmenter's masks of 8 images."""
+    """Make the segmenter's work on 8 images."""
     names, cuts = tuple(map(str, range(PATHOLOGIES))), np.full(PATHOLOGIES, 0.5, np.float32)
     segmenter = Segmenter(segmentation_network().to(device).eval(), names, cuts, "imagenet", size, device)
     pixels = random_pixels(np.random.default_rng(0), 8, size)
@@ -292,7 +340,7 @@ INFERENCE: dict[str, tuple[Callable[[torch.device, int], Callable[[], object]], 
 
 
 def count(name: str, tiny: bool) -> Watch:
-    """The counts of a step by its name, at the paper's sizes or at --tiny's."""
+    """Count a step, given by its name in STEPS, at the paper's sizes or at those of --tiny."""
     if name in INFERENCE:
         make, walk = INFERENCE[name]
         return count_inference(make, 64 if tiny else 320, walk)
@@ -309,18 +357,20 @@ STEPS = (*BATCH_SIZES, "segmentation R=2", "moco R=2", *INFERENCE)
 def report(name: str, watch: Watch, seconds: float) -> None:
     """Print a step's counts, and where it waits and mixes devices."""
     launches, touched = sum(watch.launches.values()), sum(watch.bytes.values())
-    model = 1e3 * sum(watch.seconds.values())
-    text = f"{launches} launches, {watch.flops / 1e9:.0f} GFLOP, {touched / 1e9:.2f} GB touched, roofline {model:.2f} ms"
+    text = f"{launches} launches, {watch.flops / 1e9:.0f} GFLOP, {touched / 1e9:.2f} GB touched"
+    text += f", roofline {1e3 * sum(watch.seconds.values()):.2f} ms, {sum(watch.syncs.values())} syncs"
     copied = ", ".join(f"{direction} {number / 1e6:.2f} MB" for direction, number in sorted(watch.copied.items()))
-    print(f"{name}: {text}, {sum(watch.syncs.values())} syncs, copies {copied or 'none'}  ({seconds:.0f} s)", flush=True)
+    print(f"{name}: {text}, copies {copied or 'none'}  ({seconds:.0f} s)", flush=True)
     for title, counts in (("waits", watch.syncs), ("mixes devices", watch.mixed)):
         for where, number in counts.most_common(8):
             print(f"    {title} {number} times at {where}", flush=True)
 
 
 def main() -> int:
-    """Count the steps that were asked for; 1 when one of them mixes devices."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    """Count the steps that were asked for, and return 1 if one of them mixes devices."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(STEPS)}; default: all")
     parser.add_argument("--tiny", action="store_true", help="64 px and small batches")
     asked = parser.parse_args()
@@ -332,8 +382,9 @@ def main() -> int:
         start = time.perf_counter()
         try:
             watch = count(name, asked.tiny)
-        except (RuntimeError, AssertionError, TypeError) as error:  # how PyTorch and the stand-ins refuse tensors of two devices
-            where = next(filter(None, map(_shown, reversed(traceback.extract_tb(error.__traceback__)))), "?")
+        except (RuntimeError, AssertionError, TypeError) as error:  # so PyTorch and the stand-ins refuse mixed devices
+            frames = [_shown(frame) for frame in reversed(traceback.extract_tb(error.__traceback__))]
+            where = next((frame for frame in frames if frame), "?")
             print(f"{name}: REFUSED at {where}: {' '.join(str(error).split())[:300]}", flush=True)
             wrong += 1
             continue

@@ -1,11 +1,14 @@
-"""Every network step of the study on this machine's GPU: is it right, how fast is it, where does the time go.
+"""Every network step of the study on this machine's GPU: is it right, how fast is it, and where does its time go?
 
-    python benchmarks/gpu.py [--tiny] [--out FOLDER] [--only PART ...]      8 minutes on an H100; --tiny: 1 minute on 2 cores
+    python benchmarks/gpu.py [--tiny] [--out FOLDER] [--only PART ...]      8 minutes on an H100; --tiny 1 on 2 cores
 
-Parts: machine, right (against float64 on the CPU), again (do the same updates give the same bytes), speed, variants (of the
-segmentation update), irnet (where its time goes), maps (CAMs, propagation, prediction), packing (processes side by side). Without a GPU
-the same lines run at --tiny's sizes on the CPU. Each measurement is one line, and all are written to FOLDER/gpu.json. A part that fails
-prints its error and the others go on; the exit code is then 1. Needs torch, torchvision, smp, numpy, pyarrow and Pillow, no Ray.
+Measures, part by part: the machine; the errors of each step against the CPU, where trainings run in float64 (right);
+whether the same updates give the same bytes (again); updates per second of each training (speed) and of the
+segmentation update with one change after another (variants); where the time of an IRNet update goes (irnet); CAMs,
+propagation and prediction (maps); and 1 to 8 trainings side by side (packing). Without a GPU the same code runs on
+the CPU, at the sizes of --tiny. Prints one line a measurement, and writes all of them to FOLDER/gpu.json. A part that
+fails prints its error, the others go on, and the exit code is then 1. Needs torch, torchvision, smp, numpy, scipy,
+pandas, pyarrow, pydantic, scikit-image and Pillow, but no Ray.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -51,9 +55,15 @@ from chexseg_ray.pseudo.random_walk import Transition
 from chexseg_ray.segmentation.training import predict
 from chexseg_ray.stages.irnet import training_sample
 
+_WORKER_SECONDS = 6.0  # that each process of packing() trains
+
 
 class Bench:
-    """Device, sizes, and the numbers measured so far."""
+    """The device, the sizes, and the numbers measured so far.
+
+    Args:
+        tiny: whether sizes are those of --tiny.
+    """
 
     def __init__(self, tiny: bool) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -65,18 +75,18 @@ class Bench:
         self.rng = np.random.default_rng(0)
 
     def setup(self, name: str, **changes: Any) -> Setup:
-        """The paper's sizes of a training step, or --tiny's."""
+        """Return the paper's sizes of a training step, or those of --tiny, with changes."""
         if self.tiny:
-            own = {"size": 64, "batch_size": 2, "radius": 4, "queue_size": 8}
+            sizes = {"size": 64, "batch_size": 2, "radius": 4, "queue_size": 8}
         else:
-            own = {"size": 320, "batch_size": BATCH_SIZES[name]}
-        return Setup(**{"device": self.device, **own, **changes})
+            sizes = {"size": 320, "batch_size": BATCH_SIZES[name]}
+        return Setup(**{"device": self.device, **sizes, **changes})
 
     def record(self, name: str, **values: Any) -> None:
         """Print one measurement and keep it for gpu.json."""
         self.numbers[name] = values
-        texts = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()]
-        print(f"{name}: {', '.join(texts)}", flush=True)
+        shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
+        print(f"{name}: {', '.join(f'{key} {text}' for key, text in shown.items())}", flush=True)
 
     def synchronise(self) -> None:
         """Wait for the GPU."""
@@ -84,7 +94,7 @@ class Bench:
             torch.cuda.synchronize()
 
     def one_call_ms(self, work: Callable[[], object], repeats: int | None = None) -> float:
-        """Median milliseconds of one call with a synchronisation around it."""
+        """Return the median milliseconds of one call with a synchronisation before and after it."""
         self._warm(work)
         times = []
         for _ in range(repeats or self.repeats):
@@ -96,7 +106,7 @@ class Bench:
         return sorted(times)[len(times) // 2]
 
     def running_ms(self, work: Callable[[], object], repeats: int | None = None) -> float:
-        """Milliseconds a call when calls follow each other, as in a training loop: one synchronisation at the end."""
+        """Return the milliseconds of a call when calls follow each other, as in training, with one synchronisation."""
         self._warm(work)
         number = repeats or self.repeats
         self.synchronise()
@@ -111,7 +121,7 @@ class Bench:
             work()
 
     def kernels(self, work: Callable[[], object]) -> dict[str, float]:
-        """Kernels of one call and their device milliseconds; empty without a GPU."""
+        """Return the number of kernels of one call and their device milliseconds; empty without a GPU."""
         if not self.on_gpu:
             return {}
         from torch.profiler import ProfilerActivity, profile
@@ -120,11 +130,12 @@ class Bench:
         with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as trace:
             work()
             self.synchronise()
-        found = [event for event in trace.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+        cuda = torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]
+        found = [event for event in trace.events() if event.device_type == cuda]
         return {"kernels": float(len(found)), "device_ms": sum(event.time_range.elapsed_us() for event in found) / 1e3}
 
     def peak_gb(self, work: Callable[[], object]) -> float:
-        """The most GB that torch held on the GPU during one call; 0 without a GPU."""
+        """Return the most GB that torch held on the GPU during one call; 0 without a GPU."""
         if not self.on_gpu:
             return 0.0
         self.synchronise()
@@ -135,8 +146,9 @@ class Bench:
 
 
 def machine(bench: Bench) -> None:
-    """What this machine is, and the ceilings of its memory and arithmetic."""
-    facts: dict[str, Any] = {"what": describe(), "cudnn": torch.backends.cudnn.version()}
+    """Record what this machine is, and the ceilings of its memory and arithmetic."""
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    facts: dict[str, Any] = {"what": describe(), "cudnn": cudnn}
     if not bench.on_gpu:
         bench.record("machine", **facts)
         return
@@ -155,22 +167,19 @@ def machine(bench: Bench) -> None:
     bench.record("to device, 9 MB", pageable_ms=pageable_ms, pinned_ms=pinned_ms)
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.randn(8192, 8192, device=bench.device, dtype=dtype)
-        ms = bench.one_call_ms(lambda x=x: x @ x, 5)
+        ms = bench.one_call_ms(partial(torch.matmul, x, x), 5)
         bench.record(f"matmul {dtype}", TFLOP_per_s=2 * 8192**3 / ms / 1e9)
     bench.record("launch", us=1e3 * bench.running_ms(lambda: large[:8].add_(1), 2000))
 
 
 def right(bench: Bench) -> None:
-    """Gradients of each training step and outputs of each inference step against the CPU in float64, as relative errors.
-
-    Expected: `exact` (float32 without TF32) below 5e-3, as BatchNorm amplifies; `default` below 3e-2.
-    """
+    """Record gpu_right.py's errors; `exact` must be below 5e-3, as BatchNorm amplifies, and `default` below 3e-2."""
     for name, errors in measure_errors(bench):
         bench.record(f"right: {name}", **errors)
 
 
 def again(bench: Bench) -> None:
-    """Whether the same updates give the same bytes: as the project runs them, and with deterministic algorithms."""
+    """Record whether the same updates give the same bytes, also with PyTorch's deterministic algorithms."""
     updates = 2 if bench.tiny else 5
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     for deterministic in (False, True):
@@ -192,7 +201,7 @@ def again(bench: Bench) -> None:
 
 
 def speed(bench: Bench) -> None:
-    """Updates per second of every training step as the project runs it; kernels, device time, peak memory."""
+    """Record updates per second, kernels, device time and peak memory of every training, as the project runs it."""
     for name in BATCH_SIZES:
         _, update = make_step(name, bench.setup(name))
         numbers = count()
@@ -206,9 +215,10 @@ def speed(bench: Bench) -> None:
 
 
 def irnet(bench: Bench) -> None:
-    """Where the time of an IRNet update goes."""
+    """Record where the time of an IRNet update goes."""
     images, grid, radius = (2, 16, 4) if bench.tiny else (16, 80, 10)
-    labels = torch.from_numpy(bench.rng.integers(0, 3, (images, PATHOLOGIES, grid, grid)).astype(np.uint8)).to(bench.device)
+    drawn = bench.rng.integers(0, 3, (images, PATHOLOGIES, grid, grid)).astype(np.uint8)
+    labels = torch.from_numpy(drawn).to(bench.device)
     labels[labels == 2] = 255
     boundary = torch.rand(images, grid, grid, device=bench.device, requires_grad=True)
     model = IRNet(False).to(bench.device).train()
@@ -233,7 +243,7 @@ def irnet(bench: Bench) -> None:
 
 
 def maps(bench: Bench) -> None:
-    """Images per second of CAMs, propagation and prediction."""
+    """Record images per second of CAMs, propagation and prediction."""
     number = 2 if bench.tiny else 64
     pixels = random_pixels(bench.rng, number, bench.size)
     for name, fast in (("float32", False), ("bf16 channels_last", True)):
@@ -242,12 +252,14 @@ def maps(bench: Bench) -> None:
             model = model.to(memory_format=torch.channels_last)
 
         def cams(model: torch.nn.Module = model, fast: bool = fast) -> None:
+            """Map one batch and bring the results to the host, as the CAM actor does."""
             x = network_input(torch.tensor(pixels).to(bench.device), "imagenet")
             if fast:
                 x = x.contiguous(memory_format=torch.channels_last)
             with torch.autocast(bench.device.type, torch.bfloat16, enabled=fast):
                 logits, found = grad_cam(model, x, PATHOLOGIES)
-            logits.float().cpu(), found.float().cpu()
+            logits.float().cpu()
+            found.float().cpu()
 
         ms = bench.one_call_ms(cams, 1 if bench.tiny else 10)
         bench.record(f"cams {name}", images_per_s=1e3 * number / ms, peak_GB=bench.peak_gb(cams))
@@ -260,6 +272,7 @@ def maps(bench: Bench) -> None:
 
 
 def _propagation(bench: Bench) -> None:
+    """Record images per second of the propagation by each random walk, and the time of its parts."""
     number, grid = (2 if bench.tiny else 16), bench.size // 4
     model = IRNet(False).to(bench.device).eval()
     inputs = torch.randn(number, 3, bench.size, bench.size, device=bench.device)
@@ -268,14 +281,14 @@ def _propagation(bench: Bench) -> None:
     low = torch.rand(number, PATHOLOGIES, bench.size // 32, bench.size // 32, device=bench.device)
     network_ms = bench.one_call_ms(lambda: boundary_maps(model, inputs, True), 5)
     for walk, settings in WALKS.items():
-        walk_ms = bench.one_call_ms(lambda settings=settings: propagate_cams(low, boundary, None, boxes, settings, 0.0), 5)
-        matrix_ms = bench.one_call_ms(lambda settings=settings: Transition(boundary, settings.radius, settings.beta), 5)
-        rate = 1e3 * number / (network_ms + walk_ms)
-        bench.record(f"propagation {walk}", images_per_s=rate, network_ms=network_ms, walk_ms=walk_ms, of_it_matrix_ms=matrix_ms)
+        walk_ms = bench.one_call_ms(partial(propagate_cams, low, boundary, None, boxes, settings, 0.0), 5)
+        matrix_ms = bench.one_call_ms(partial(Transition, boundary, settings.radius, settings.beta), 5)
+        times = {"network_ms": network_ms, "walk_ms": walk_ms, "of_it_matrix_ms": matrix_ms}
+        bench.record(f"propagation {walk}", images_per_s=1e3 * number / (network_ms + walk_ms), **times)
 
 
 def _histogram(bench: Bench, number: int) -> None:
-    """Score histograms on the device against the project's own."""
+    """Record the time of score histograms on the device, and whether they equal the project's, made on the CPU."""
     shape = (number, PATHOLOGIES, bench.size, bench.size)
     scores, truth = torch.rand(shape, device=bench.device), torch.rand(shape, device=bench.device) > 0.8
     cuts = torch.from_numpy(SEGMENTATION_GRID).to(bench.device)
@@ -283,6 +296,7 @@ def _histogram(bench: Bench, number: int) -> None:
     first = (torch.arange(PATHOLOGIES, device=bench.device) * 2 * bins).view(1, PATHOLOGIES, 1, 1)
 
     def on_device() -> torch.Tensor:
+        """Count all scores, int64 [K * 2 * bins]."""
         index = (torch.bucketize(scores, cuts) + bins * truth + first).flatten()
         counts = torch.zeros(2 * bins * PATHOLOGIES, dtype=torch.int64, device=bench.device)
         return counts.scatter_add_(0, index, torch.ones_like(index))
@@ -296,12 +310,13 @@ def _histogram(bench: Bench, number: int) -> None:
 
 
 def packing(bench: Bench) -> None:
-    """Updates per second of 1, 2, 4 and 8 processes that train side by side on one device."""
-    for processes in (1, 2) if bench.tiny else (1, 2, 4, 8):
+    """Record updates per second of 1, 2, 4 and 8 processes that train side by side on one device."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    options = ["--tiny"] if bench.tiny else []
+    for processes in [1, 2] if bench.tiny else [1, 2, 4, 8]:
         begin = time.time() + 20
-        command = [sys.executable, __file__, "--worker", str(begin), *(["--tiny"] if bench.tiny else [])]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(processes)]
+        command = [sys.executable, __file__, "--worker", str(begin), *options]
+        workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) for _ in range(processes)]
         held = 0.0
         if bench.on_gpu:
             time.sleep(max(0.0, begin + _WORKER_SECONDS / 2 - time.time()))
@@ -311,11 +326,8 @@ def packing(bench: Bench) -> None:
         bench.record(f"packing {processes}", updates_per_s=sum(rates), each=sum(rates) / processes, device_GB_used=held)
 
 
-_WORKER_SECONDS = 6.0
-
-
 def work_beside_others(bench: Bench, begin: float) -> None:
-    """One process of packing(): trains from `begin` (seconds since 1970) on and prints its updates per second."""
+    """Be one process of packing(): train from `begin` (seconds since 1970) on, and print the updates per second."""
     torch.set_num_threads(1)
     _, update = make_step("segmentation", bench.setup("segmentation"))
     for number in range(3):
@@ -331,7 +343,7 @@ def work_beside_others(bench: Bench, begin: float) -> None:
 
 
 def variants(bench: Bench) -> None:
-    """What each change to the segmentation update gives."""
+    """Record what each change to the segmentation update gives, by gpu_variants.py."""
     for name, numbers in measure_variants(bench):
         bench.record(f"variant: {name}", **numbers)
 
@@ -353,8 +365,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def main() -> int:
-    """Run the parts that were asked for; 1 when one of them failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    """Run the parts that were asked for, and return 1 if one of them failed."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout, allow_abbrev=False)
     parser.add_argument("--tiny", action="store_true", help="small sizes; the default without a GPU")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write gpu.json there")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART")
@@ -369,7 +382,7 @@ def main() -> int:
         start = time.perf_counter()
         try:
             PARTS[name](bench)
-        except Exception as error:  # the other parts' numbers are worth as much
+        except Exception as error:  # so that the other parts are measured too
             failed.append(name)
             print(f"{name} FAILED: {type(error).__name__}: {error}\n{traceback.format_exc()}", flush=True)
         print(f"  ({name}: {time.perf_counter() - start:.0f} s)", flush=True)

@@ -1,4 +1,9 @@
-"""Is it right on this device: every training and inference step against the CPU in float64. gpu.py's part `right`."""
+"""Errors of every network step on this device: gpu.py's part `right`, not a script.
+
+Compares the device with the CPU on random inputs: the gradients and losses of one update of each training with the
+CPU's in float64, and the outputs of each inference step with the CPU's in float32. The device computes each twice:
+without TF32, and as PyTorch is set by default. gpu.py prints the relative errors.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,7 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from training_steps import BATCH_SIZES, ORIGINAL, PATHOLOGIES, WALKS, Setup, make_step, random_pixels, segmentation_network
+from training_steps import (
+    BATCH_SIZES,
+    ORIGINAL,
+    PATHOLOGIES,
+    WALKS,
+    Setup,
+    make_step,
+    random_pixels,
+    segmentation_network,
+)
 
 from chexseg_ray.data.images import content_box
 from chexseg_ray.data.normalisation import network_input
@@ -20,16 +34,18 @@ from chexseg_ray.segmentation.training import predict
 
 @contextlib.contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Allow or forbid TF32 in convolutions for a while."""
+    """Allow or forbid TF32 in convolutions while the block runs."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = allowed
-    yield
-    torch.backends.cudnn.allow_tf32 = before
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Make network inputs of another type for a while."""
+    """Let torch make floating-point tensors of another type while the block runs, and float32 after it."""
     torch.set_default_dtype(dtype)
     try:
         yield
@@ -38,10 +54,14 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def measure_errors(bench: Any) -> Iterator[tuple[str, dict[str, float]]]:
-    """Name and relative errors of each training step's gradients and losses, and of each inference step's outputs.
+    """Compare each training step's gradients and losses, and each inference step's outputs, with the CPU's.
 
     Args:
         bench: gpu.py's Bench.
+
+    Yields:
+        The step's or output's name and its relative errors, without TF32 (`exact`) and with PyTorch's settings
+        (`default`).
     """
     size = 64 if bench.tiny else 96
     for name in BATCH_SIZES:
@@ -63,7 +83,7 @@ def measure_errors(bench: Any) -> Iterator[tuple[str, dict[str, float]]]:
 
 
 def _gradients(setup: Setup, name: str, fast: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """All gradients and losses of the first update, in float64 on the CPU."""
+    """Return all gradients and losses of the first update, flat, in float64 on the CPU."""
     model, update = make_step(name, setup)
     with default_dtype(setup.dtype), tf32(fast):
         losses = torch.as_tensor(np.atleast_1d(np.asarray(update(0), dtype=float)))
@@ -72,11 +92,16 @@ def _gradients(setup: Setup, name: str, fast: bool) -> tuple[torch.Tensor, torch
 
 
 def _relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Return the norm of the difference, as a share of the norm of what is wanted."""
     return float((found - wanted).norm() / wanted.norm())
 
 
 def _inference(size: int) -> Callable[[torch.device], dict[str, torch.Tensor]]:
-    """Every inference step as a function of the device; its outputs come in float64 on the CPU."""
+    """Make a function that runs every inference step on a device, in float32.
+
+    Args:
+        size: pixels of a side.
+    """
     rng, grid = np.random.default_rng(1), size // 4
     pixels = torch.from_numpy(random_pixels(rng, 4, size))
     torch.manual_seed(0)
@@ -87,12 +112,16 @@ def _inference(size: int) -> Callable[[torch.device], dict[str, torch.Tensor]]:
     field = torch.from_numpy(rng.random((4, grid, grid))).float()
 
     def outputs(device: torch.device) -> dict[str, torch.Tensor]:
+        """Move the networks to the device and return every step's outputs by name, as float64 on the CPU."""
         x = network_input(pixels.to(device), "imagenet")
         logits, cams = grad_cam(classifier.to(device), x, PATHOLOGIES)
         boundary, _ = boundary_maps(irnet.to(device), x, True)
         scores = torch.from_numpy(predict(segmenter.to(device), pixels.numpy(), "imagenet", device))
         out = {"logits": logits, "cams": cams, "boundary": boundary, "scores": scores}
-        low, same = maps.to(device), field.to(device)  # the same boundaries on both sides: the walk alone is compared
+        low, same = (
+            maps.to(device),
+            field.to(device),
+        )  # both sides are given the same boundaries, so that only the walk is compared
         for walk, settings in WALKS.items():
             out[f"walk {walk}"] = propagate_cams(low, same, None, boxes, settings, 0.0)
         still = torch.zeros(4, 2, grid, grid, device=device)

@@ -1,4 +1,9 @@
-"""The segmentation update on a batch that lies on the device, with one change after another: what gpu.py's part `variants` measures."""
+"""Speed of the segmentation update with one change after another: gpu.py's part `variants`, not a script.
+
+Measures updates per second, milliseconds and peak memory of the update as the project runs it, on a batch that lies
+on the device already, and of the same update with each change of VARIANTS. gpu.py prints the numbers, with the number
+of kernels and their time.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,14 +19,14 @@ from chexseg_ray.segmentation.losses import class_average_dice_loss
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the update as the project runs it.
+    """How an update differs from the one that the project runs.
 
     Args:
-        late: do not read the loss on the host before the backward pass.
-        benchmark: let cuDNN choose its algorithms by trying.
-        channels_last: weights and inputs in that memory format.
-        bf16: autocast of the network; the loss stays in float32.
-        graph: the whole update as one CUDA graph.
+        late: the host does not read the loss before the backward pass.
+        benchmark: cuDNN tries its algorithms and takes the fastest.
+        channels_last: weights and inputs are in that memory format.
+        bf16: the network runs under autocast; the loss stays in float32.
+        graph: the whole update is one CUDA graph.
     """
 
     late: bool = False
@@ -44,10 +49,13 @@ VARIANTS = {
 
 
 def measure_variants(bench: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and numbers of each variant; one that this torch or GPU refuses says why.
+    """Measure each variant.
 
     Args:
         bench: gpu.py's Bench.
+
+    Yields:
+        The variant's name and its numbers, or {"refused": the reason} where this torch or GPU refuses it.
     """
     number = 2 if bench.tiny else 8
     pixels = torch.from_numpy(random_pixels(bench.rng, number, bench.size)).to(bench.device)
@@ -70,30 +78,35 @@ def measure_variants(bench: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _make_update(variant: Variant, pixels: torch.Tensor, masks: torch.Tensor) -> Callable[[], object]:
+    """Make the update of a variant on pixels uint8 [N, S, S] and masks bool [N, K, S, S], both on the device."""
     device = pixels.device
     torch.manual_seed(0)
     model = segmentation_network().to(device).train()
     if variant.channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True, capturable=variant.graph)
-    # constants on the device: a CUDA graph cannot capture torch.tensor(..., device="cuda")
+    # network_input's constants, made here: a CUDA graph cannot capture torch.tensor(..., device="cuda")
     mean, std = torch.tensor(0.502, device=device), torch.tensor(0.085585, device=device)
 
     def inputs() -> torch.Tensor:
+        """Return the network's input, float32 [N, 3, S, S]."""
         if variant.graph:
             x = ((pixels.unsqueeze(1).float() / 255.0 - mean) / std).expand(-1, 3, -1, -1)
         else:
             x = network_input(pixels, "chexpert")
-        return x.contiguous(memory_format=torch.channels_last if variant.channels_last else torch.contiguous_format)
+        if variant.channels_last:
+            return x.contiguous(memory_format=torch.channels_last)
+        return x.contiguous()
 
     def update() -> torch.Tensor:
+        """Run one update and return its loss."""
         optimiser.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=variant.bf16):
             logits = model(inputs())
         loss = class_average_dice_loss(logits.float(), masks)
         if not variant.late and not np.isfinite(float(loss.detach())):
             raise RuntimeError("the loss is not finite")
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         return loss.detach()
 
@@ -101,8 +114,8 @@ def _make_update(variant: Variant, pixels: torch.Tensor, masks: torch.Tensor) ->
 
 
 def _captured(update: Callable[[], object]) -> Callable[[], object]:
-    """The update as a CUDA graph, after five warm-up calls on a side stream."""
-    side = torch.cuda.Stream()
+    """Capture the update as a CUDA graph, after five warm-up calls on a side stream, and return the graph's replay."""
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(5):

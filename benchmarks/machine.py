@@ -1,4 +1,4 @@
-"""What a benchmark prints first: the machine that gave its numbers."""
+"""The line that a benchmark prints first: which machine gave its numbers. Not a script; the benchmarks import it."""
 
 import os
 import platform
@@ -8,9 +8,10 @@ import torch
 
 
 def describe() -> str:
-    """One line: processor, cores, threads, torch, GPU."""
+    """Return one line: processor, cores, torch's threads and version, GPU."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    model = names[0] if names else platform.processor()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, {gpu}"

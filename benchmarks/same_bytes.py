@@ -1,11 +1,13 @@
-"""Does a change of the code leave every number where it was? The tiny study by this code and by an earlier revision, compared byte for byte.
+"""Does a change of the code leave every number as it was? Compares the tiny study of two revisions byte for byte.
 
-    python benchmarks/same_bytes.py REVISION [--keep FOLDER] [section.field=value ...]        2 minutes a side on 2 cores
+    python benchmarks/same_bytes.py REVISION [--keep FOLDER] [section.field=value ...]       2 minutes a side on 2 cores
 
-Runs tests/tiny.yaml with both methods, three initialisations and two values of p (or with the overrides named) from a git worktree of REVISION and
-from this tree, each into a store of its own, and compares results.csv, every record without `run` and `attempt` (a record lists the sha256 of
-each Parquet file and of the weights), and the sizes and hashes of the files themselves. FOLDER keeps the revision's store for the next comparison.
-Exit code: 0 all is equal, 1 something differs.
+Runs tests/tiny.yaml with two methods, three initialisations and two values of p (or with the named overrides) twice:
+on one side with the code of REVISION, in a git worktree, on the other with this working tree, each into a new store.
+Compares results.csv, every record without `run` and `attempt`, and the size and sha256 of every file that a record
+lists (Parquet tables and weights). FOLDER keeps the revision's store, which the next comparison then uses. Prints one
+line for each thing that differs or that one side lacks, then the number of things compared. The exit code is 0 if all
+are equal and 1 if something differs.
 """
 
 import argparse
@@ -19,14 +21,25 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-OVERRIDES = ["sweep.method=[gradcam, irnet]", "sweep.init=[random, moco, chexpert]", "sweep.p=[0.5, 1.0]", "sweep.trials=1"]
+OVERRIDES = [
+    "sweep.method=[gradcam, irnet]",
+    "sweep.init=[random, moco, chexpert]",
+    "sweep.p=[0.5, 1.0]",
+    "sweep.trials=1",
+]
 
 
 def run_study(code: Path, config: Path, store: Path, overrides: list[str]) -> None:
-    """Run the study by the code of one folder.
+    """Run the study with the code of one folder.
+
+    Args:
+        code: the repository's folder.
+        config: the study's config file.
+        store: the store to build in.
+        overrides: section.field=value, each.
 
     Raises:
-        SystemExit: it did not end with 0.
+        SystemExit: the study did not end with 0.
     """
     command = [sys.executable, str(code / "jobs" / "sweep.py"), str(config), f"store.root={store}", *overrides]
     environment = {**os.environ, "PYTHONPATH": str(code)}
@@ -36,8 +49,10 @@ def run_study(code: Path, config: Path, store: Path, overrides: list[str]) -> No
 
 
 def contents(store: Path) -> dict[str, Any]:
-    """What must be equal, by a name that does not depend on the attempt."""
-    found: dict[str, Any] = {f"report/{file.name}": file.read_bytes() for file in sorted(store.glob("report/*/results.csv"))}
+    """Return what must be equal on both sides, by names that do not depend on the attempt."""
+    found: dict[str, Any] = {}
+    for file in sorted(store.glob("report/*/results.csv")):
+        found[f"report/{file.name}"] = file.read_bytes()
     for path in sorted(store.glob("*/*/record.json")):
         record = json.loads(path.read_text())
         address = f"{path.parent.parent.name}/{path.parent.name}"
@@ -50,22 +65,28 @@ def contents(store: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run both and print what differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    """Run both sides and print what differs."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("revision", metavar="REVISION", help="a commit, tag or branch of git")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the revision's store here, and use it if it is there")
+    keep = "keep the revision's store here, and use it if it is there"
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help=keep)
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     asked = parser.parse_args()
     overrides = asked.overrides or OVERRIDES
-    commit = subprocess.run(["git", "rev-parse", "--verify", f"{asked.revision}^{{commit}}"], cwd=REPOSITORY, capture_output=True, text=True)
-    if commit.returncode:
+    command = ["git", "rev-parse", "--verify", f"{asked.revision}^{{commit}}"]
+    found = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    if found.returncode:
         sys.exit(f"{asked.revision}: git knows no such revision")
-    name = f"{commit.stdout.strip()[:12]}-{hashlib.sha256(' '.join(overrides).encode()).hexdigest()[:8]}"
+    commit = found.stdout.strip()
+    name = f"{commit[:12]}-{hashlib.sha256(' '.join(overrides).encode()).hexdigest()[:8]}"
     with tempfile.TemporaryDirectory(prefix="same_bytes_") as folder:
         before = (asked.keep or Path(folder)).resolve() / name
         if not (before / "done").is_file():
             tree = Path(folder) / "tree"
-            subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(tree), commit.stdout.strip()], cwd=REPOSITORY, check=True)
+            add = ["git", "worktree", "add", "--quiet", "--detach", str(tree), commit]
+            subprocess.run(add, cwd=REPOSITORY, check=True)
             try:
                 run_study(tree, tree / "tests" / "tiny.yaml", before, overrides)
             finally:

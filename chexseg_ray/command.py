@@ -1,93 +1,166 @@
-"""The command line of the jobs: a config file, `section.field=value` overrides, few flags; errors become exit codes."""
+"""The command line of the jobs: flags, a config by its file or name, `section.field=value` overrides.
 
+An error that the user can act on becomes one line and an exit code.
+"""
+
+import argparse
 import io
+import json
+import os
+import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NoReturn
 
-from chexseg_ray.config import StudyConfig, load_config
+from chexseg_ray.config.parse import load_config
+from chexseg_ray.config.schema import StudyConfig
 from chexseg_ray.errors import InputError, TransientError
 from chexseg_ray.progress import one_line
 
-DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
+DEFAULT_CONFIG = "demo"
+EXIT_CODES = "Exit codes: 0 done, 2 bad config or data, 3 some trials failed, 75 try again later, 130 or 143 stopped."
+_PACKAGE = Path(__file__).resolve().parent
+_OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.[^=]+)*=")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises InputError, takes no shortened flags, and knows --version."""
+
+    def __init__(self, description: str, epilog: str = "") -> None:
+        """The description's first line says what the job does; the epilog stands below the flags."""
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, epilog=epilog, formatter_class=formatter, allow_abbrev=False)
+        self.add_argument("--version", action="version", version=f"chexseg_ray {package_version()}")
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print with the usage."""
+        raise InputError(f"{message}; see --help")
+
+
+def package_version() -> str:
+    """The installed version; `unknown` where the package runs from a folder without being installed."""
+    try:
+        return version("chexseg_ray")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command line asks for: the config, the flags given, and the file and overrides as they were written."""
+    """What a command line asks for.
+
+    Args:
+        config: the parsed study.
+        flags: of the job's parser.
+        text: the config file and the overrides, as they were written.
+    """
 
     config: StudyConfig
-    flags: frozenset[str]
+    flags: argparse.Namespace
     text: str
 
 
-def run_job(usage: str, run: Callable[[Asked], int], flags: Sequence[str] = ()) -> int:
-    """Parse sys.argv, run, and turn errors into one line and an exit code.
+def study_parser(description: str) -> Parser:
+    """The parser of a job that works on a study: CONFIG, overrides, --schema."""
+    parser = Parser(description, _sections())
+    known = f"the name of a config that comes with the package ({', '.join(config_names())}; default: {DEFAULT_CONFIG})"
+    names = f"a YAML file, or {known}; and overrides. A file whose name begins with - stands after --."
+    parser.add_argument("words", nargs="*", metavar="CONFIG | section.field=value", help=names)
+    schema = "print the JSON schema of a config, with each field's meaning, and end"
+    parser.add_argument("--schema", action="store_true", help=schema)
+    return parser
+
+
+def run_study_job(parser: Parser, run: Callable[[Asked], int], arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line of a job that works on a study, and run it.
 
     Args:
-        usage: printed by --help.
+        parser: of study_parser(), with the job's own flags.
         run: returns an exit code.
-        flags: those allowed, such as --plan.
+        arguments: instead of sys.argv.
 
     Returns:
         0 done, 2 bad config or data, 3 some trials failed, 75 transient; any other error propagates.
     """
 
-    def parsed(arguments: Sequence[str]) -> int:
-        given = frozenset(a for a in arguments if a.startswith("-"))
-        unknown = sorted(given - set(flags))
-        if unknown:
-            raise InputError(f"{unknown[0]}: no such flag; there are {', '.join(['--help', *flags])}")
-        words = [a for a in arguments if a not in given]
-        files = [a for a in words if "=" not in a]
+    def parsed(flags: argparse.Namespace) -> int:
+        if flags.schema:
+            print(json.dumps(StudyConfig.model_json_schema(), indent=1))
+            return 0
+        overrides = [word for word in flags.words if is_override(word)]
+        files = [*(word for word in flags.words if not is_override(word)), *flags.names]
         if len(files) > 1:
             raise InputError(f"{files[1]}: one config file at a time; overrides are section.field=value")
-        overrides = [a for a in words if "=" in a]
-        config = load_config(files[0] if files else DEFAULT_CONFIG, overrides)
-        text = " ".join([files[0] if files else f"{DEFAULT_CONFIG.parent.name}/{DEFAULT_CONFIG.name}", *overrides])
-        return run(Asked(config, given, text))
+        name = files[0] if files else DEFAULT_CONFIG
+        config = load_config(find_config(name), overrides)
+        return run(Asked(config, flags, " ".join([name, *overrides])))
 
-    return guarded(usage, parsed)
+    return guarded(parser, parsed, arguments)
 
 
-def guarded(usage: str, run: Callable[[Sequence[str]], int]) -> int:
-    """Run on the words of the command line, or print the usage; an error for the user is one line and its exit code."""
-    arguments = sys.argv[1:]
+def guarded(parser: Parser, run: Callable[[argparse.Namespace], int], arguments: Sequence[str] | None = None) -> int:
+    """Run on the parsed command line; an error for the user is one line and its exit code.
+
+    Args:
+        parser: of the job.
+        run: returns an exit code; gets the parser's flags, and what stands after `--` as `names`.
+        arguments: instead of sys.argv.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    end = given.index("--") if "--" in given else len(given)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter ends no run
-    if "--help" in arguments or "-h" in arguments:
-        print(usage.strip())
-        return 0
     try:
-        return run(arguments)
+        flags = parser.parse_intermixed_args(given[:end])
+        flags.names = given[end + 1 :]
+        return run(flags)
     except (InputError, TransientError) as error:
         print(one_line(f"error: {error}"), file=sys.stderr, flush=True)
         return error.exit_code
 
 
-def run_tool(usage: str, run: Callable[[str, Sequence[str], Sequence[str], str], int], default_out: str) -> int:
-    """A job that works on a model: parse `MODEL [WORD ...] [section.field=value ...] [--out=FOLDER]` and run.
+def is_override(word: str) -> bool:
+    """Whether a word of a command line is section.field=value, and not the name of a file or a URI."""
+    return bool(_OVERRIDE.match(word)) and not os.path.lexists(word)
+
+
+def config_folders() -> list[Path]:
+    """Where the configs that come with the package lie: in the installed package, or beside it in the repository."""
+    return [folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()]
+
+
+def config_names() -> list[str]:
+    """The names of those configs."""
+    return sorted({path.stem for folder in config_folders() for path in folder.glob("*.yaml")})
+
+
+def find_config(name: str) -> Path:
+    """The file of a config.
 
     Args:
-        usage: printed by --help.
-        run: gets the model's name, overrides, the other words and the folder; returns an exit code.
-        default_out: the folder when none is named.
+        name: a path, or the name of a config that comes with the package.
+
+    Raises:
+        InputError: there is neither.
     """
+    if os.path.lexists(name) or os.sep in name or name.endswith((".yaml", ".yml")):
+        return Path(name)
+    for folder in config_folders():
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = ", ".join(config_names())
+    raise InputError(f"{name}: is no file and no config of the package: name a YAML file, or {known}")
 
-    def parsed(arguments: Sequence[str]) -> int:
-        flags = [a for a in arguments if a.startswith("-")]
-        unknown = [a for a in flags if not a.startswith("--out=") or a == "--out="]
-        if unknown:
-            raise InputError(f"{unknown[0]}: no such flag; there are --help, --out=FOLDER")
-        words = [a for a in arguments if a not in flags]
-        if "" in words:
-            raise InputError("one of the words is empty: write . for the current folder")
-        overrides = [a for a in words if "=" in a and a.partition("=")[0].partition(".")[0] in StudyConfig.model_fields]
-        named = [a for a in words if a not in overrides]
-        if not named:
-            raise InputError("name a MODEL: a study's YAML file, a record's folder (.../segmentation/...) or an exported model's folder; see --help")
-        return run(named[0], overrides, named[1:], flags[-1].removeprefix("--out=") if flags else default_out)
 
-    return guarded(usage, parsed)
+def _sections() -> str:
+    """The sections of a config, for --help."""
+    lines = ["sections of a config (their fields and meanings: --schema):"]
+    for name, field in StudyConfig.model_fields.items():
+        meaning = " ".join((getattr(field.annotation, "__doc__", None) or "").split())
+        lines.append(f"  {name:<20} {textwrap.shorten(meaning, 96, placeholder=' ...')}")
+    return "\n".join([*lines, "", EXIT_CODES])

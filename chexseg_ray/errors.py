@@ -1,4 +1,4 @@
-"""The two errors a user can act on, each with the exit code of the job that it ends, and how they travel between processes."""
+"""The two errors that a user can act on, with the exit code of the job that they end, and as data between processes."""
 
 
 class InputError(ValueError):
@@ -14,11 +14,26 @@ class TransientError(RuntimeError):
 
 
 def fault_of(error: InputError | TransientError) -> dict[str, str]:
-    """An error as JSON data: what a Ray task or worker hands back, past Ray's own wrapping and retries."""
+    """Turn an error into JSON data, which a Ray task or worker hands back past Ray's own wrapping and retries.
+
+    Args:
+        error: the error to turn into data.
+
+    Returns:
+        {"fault": "transient" or "input", "message": the error's text}.
+    """
     return {"fault": "transient" if isinstance(error, TransientError) else "input", "message": str(error)}
 
 
 def raise_fault(data: dict[str, str]) -> None:
-    """Raise the error that `fault_of` made data of; nothing when the data are no fault."""
+    """Raise the error that `fault_of` turned into data; do nothing with data that hold no fault.
+
+    Args:
+        data: what a task or worker handed back.
+
+    Raises:
+        InputError: the data hold one; TransientError likewise.
+    """
     if "fault" in data:
-        raise {"input": InputError, "transient": TransientError}[data["fault"]](data["message"])
+        kinds = {"input": InputError, "transient": TransientError}
+        raise kinds[data["fault"]](data["message"])

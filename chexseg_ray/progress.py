@@ -1,36 +1,82 @@
-"""Progress for people: a bar that moves on a terminal, a line now and then in a log."""
+"""What people read on a terminal: lines, aligned tables, and progress (a bar; in a log, a line every 15 seconds)."""
 
 import sys
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 _LOG_SECONDS = 15.0
 
 
 def say(text: str) -> None:
-    """Print at once; what could move a terminal's cursor or change its colours is escaped."""
+    """Print a text at once, with its line breaks; what could move a terminal's cursor or change its colours is escaped.
+
+    Args:
+        text: one or more lines.
+    """
     print("\n".join(one_line(line) for line in text.split("\n")), flush=True)
 
 
 def one_line(text: str) -> str:
-    """A text with control characters, line breaks and what is no character as escapes: for names that anybody may have given."""
-    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode() for c in text)
+    """Escape line breaks, control characters and code points that are no character, for names that anybody may give.
+
+    Args:
+        text: any text.
+
+    Returns:
+        The text in one line; letters, punctuation and spaces of any script stay as they are.
+    """
+    return "".join(
+        character
+        if character.isprintable() or unicodedata.category(character) == "Zs"
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lay out a table as lines, indented by two spaces, whose columns are as wide as their widest cell.
+
+    Args:
+        rows: cells, equally many in each row.
+
+    Yields:
+        One line per row.
+    """
+    if not rows:
+        return
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def track(label: str, total: int) -> Callable[[int, str], float]:
-    """A function of (done, note) that shows how far a piece of work is, and returns the estimated seconds left."""
+    """Start to show how far a piece of work is.
+
+    Args:
+        label: what is worked on.
+        total: number of items of work.
+
+    Returns:
+        A function of (items done, a note to print with them) that prints them and returns the estimated seconds left.
+    """
     start = time.monotonic()
-    last = [start]
+    last_shown = start
     terminal = sys.stdout.isatty()
 
     def show(done: int, note: str = "") -> float:
+        """Print the bar, or, in a log, a line when the last one is old enough or the work is done."""
+        nonlocal last_shown
         now = time.monotonic()
         left = (now - start) / done * (total - done) if done else 0.0
-        if not terminal and done < total and now - last[0] < _LOG_SECONDS:
+        if not terminal and done < total and now - last_shown < _LOG_SECONDS:
             return left
-        last[0] = now
-        text = f"{label} {done}/{total}" + (f", {note}" if note else "") + (f", about {left:.0f} s left" if done < total else "")
+        last_shown = now
+        text = f"{label} {done}/{total}"
+        if note:
+            text += f", {note}"
+        if done < total:
+            text += f", about {left:.0f} s left"
         if not terminal:
             say(f"  {text}")
             return left

@@ -1,4 +1,4 @@
-"""Markers, the real data's place, and one Ray for all tests that need it."""
+"""Markers, where the real data are, and one Ray for all tests that need it."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -11,6 +11,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test as `science` that is marked neither as `ray` nor as `slow`."""
     for item in items:
         if not any(item.get_closest_marker(name) for name in ("ray", "slow")):
             item.add_marker(pytest.mark.science)
@@ -18,7 +19,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Real X-rays with masks, which lie beside the repository where they lie at all."""
+    """Return the folder of real X-rays with masks; skips the test on a machine that has none.
+
+    CHEXSEG_REAL_DATA names the folder in the environment; otherwise it is shared/data/real beside the repository.
+    """
     folder = Path(os.environ.get("CHEXSEG_REAL_DATA", REPOSITORY.parent / "shared" / "data" / "real"))
     if not folder.is_dir():
         pytest.skip("no real data beside the repository")
@@ -27,19 +31,20 @@ def real_data() -> Path:
 
 @pytest.fixture
 def rng() -> np.random.Generator:
+    """Return a random number generator with seed 0."""
     return np.random.default_rng(0)
 
 
 @pytest.fixture(scope="session")
 def private_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], None]]:
-    """Starts a local Ray of four CPUs with its own HOME and folder, once; ends it after the session."""
+    """Yield a function that starts a local Ray of four CPUs, once, with its own HOME; ends Ray after the session."""
     import tempfile
 
     folder = Path(tempfile.mkdtemp(prefix="cx"))  # short: Ray's sockets lie below
     saved = {name: os.environ.get(name) for name in ("HOME", "RAY_TMPDIR", "RAY_ADDRESS")}
     os.environ |= {"HOME": str(folder), "RAY_TMPDIR": str(folder)}
     os.environ.pop("RAY_ADDRESS", None)
-    from chexseg_ray.cluster import RaySession
+    from chexseg_ray.cluster.session import RaySession
 
     session = RaySession(dashboard=False, num_cpus=4)
     yield session.start

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from chexseg_ray.build import load_plan
-from chexseg_ray.config import load_config, parse_config
-from chexseg_ray.demand import demands, refuse_what_is_lacking
+from chexseg_ray.config.parse import load_config, parse_config
+from chexseg_ray.plan.demand import demands, refuse_what_is_lacking
+from chexseg_ray.study.sources import load_plan
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CLUSTER = REPOSITORY / "cluster.yaml"
@@ -19,29 +19,40 @@ PAPER = load_config(REPOSITORY / "configs" / "paper.yaml")
 
 # read by Ray's AWS provider
 PROVIDER = {
-    "type", "region", "availability_zone", "cache_stopped_nodes", "use_internal_ips", "use_external_head_ip", "security_group", "key_pair",
-    "aws_credentials", "cloudwatch",
-}  # fmt: skip
+    "type",
+    "region",
+    "availability_zone",
+    "cache_stopped_nodes",
+    "use_internal_ips",
+    "use_external_head_ip",
+    "security_group",
+    "key_pair",
+    "aws_credentials",
+    "cloudwatch",
+}
 NOT_OF_EC2 = {"SubnetIds"}  # Ray's own, for which it sets SubnetId
 
 # the documented fields of KubeRay's API (ray.io/v1, 1.7)
 RAYJOB_FIELDS = {
     "RayJobSpec": (
-        "activeDeadlineSeconds backoffLimit rayClusterSpec submitterPodTemplate metadata clusterSelector submitterConfig managedBy deletionStrategy "
-        "entrypoint runtimeEnvYAML jobId submissionMode entrypointResources entrypointNumCpus entrypointNumGpus ttlSecondsAfterFinished "
-        "preRunningDeadlineSeconds shutdownAfterJobFinishes suspend"
+        "activeDeadlineSeconds backoffLimit rayClusterSpec submitterPodTemplate metadata clusterSelector "
+        "submitterConfig managedBy deletionStrategy entrypoint runtimeEnvYAML jobId submissionMode entrypointResources "
+        "entrypointNumCpus entrypointNumGpus ttlSecondsAfterFinished preRunningDeadlineSeconds "
+        "shutdownAfterJobFinishes suspend"
     ),
     "RayClusterSpec": (
-        "upgradeStrategy authOptions suspend managedBy autoscalerOptions headServiceAnnotations enableInTreeAutoscaling gcsFaultToleranceOptions "
-        "historyServerOptions networkPolicy tlsOptions headGroupSpec rayVersion workerGroupSpecs"
+        "upgradeStrategy authOptions suspend managedBy autoscalerOptions headServiceAnnotations "
+        "enableInTreeAutoscaling gcsFaultToleranceOptions historyServerOptions networkPolicy tlsOptions headGroupSpec "
+        "rayVersion workerGroupSpecs"
     ),
     "HeadGroupSpec": "template headService enableIngress ingressOptions resources labels rayStartParams serviceType",
     "WorkerGroupSpec": (
-        "suspend groupName replicas minReplicas maxReplicas idleTimeoutSeconds priority resources labels rayStartParams template scaleStrategy "
-        "numOfHosts"
+        "suspend groupName replicas minReplicas maxReplicas idleTimeoutSeconds priority resources labels "
+        "rayStartParams template scaleStrategy numOfHosts"
     ),
     "AutoscalerOptions": (
-        "resources image imagePullPolicy securityContext idleTimeoutSeconds upscalingMode version env envFrom volumeMounts command args"
+        "resources image imagePullPolicy securityContext idleTimeoutSeconds upscalingMode version env envFrom "
+        "volumeMounts command args"
     ),
     "AuthOptions": "mode secretName enableK8sTokenAuth",
 }
@@ -54,7 +65,9 @@ def cluster_faults(text: str) -> list[str]:
 
     raw = yaml.safe_load(text)
     faults = [
-        f"{name} is missing" for name in ("cluster_name", "max_workers", "provider", "available_node_types", "head_node_type") if name not in raw
+        f"{name} is missing"
+        for name in ("cluster_name", "max_workers", "provider", "available_node_types", "head_node_type")
+        if name not in raw
     ]
     if faults:
         return faults
@@ -114,7 +127,8 @@ def test_the_cluster_file_is_what_ray_up_and_ec2_accept() -> None:
 def test_a_mistake_in_a_cluster_file_is_found(old: str, new: str, fault: str) -> None:
     text = CLUSTER.read_text()
     assert old in text
-    assert any(fault in found for found in cluster_faults(text.replace(old, new))), cluster_faults(text.replace(old, new))
+    found = cluster_faults(text.replace(old, new))
+    assert any(fault in own for own in found), found
 
 
 def test_the_cluster_is_as_closed_as_it_says() -> None:
@@ -129,7 +143,9 @@ def test_the_cluster_is_as_closed_as_it_says() -> None:
         assert node["IamInstanceProfile"]["Name"].endswith("head" if name == "head" else "worker")
         assert ("InstanceMarketOptions" in node) == (name != "head"), "spot workers, a head on demand"
         assert kind.get("min_workers", 0) == 0
-        assert raw["auth"]["ssh_private_key"].endswith(f"/{node['KeyName']}.pem"), "Ray would make a key pair of its own"
+        assert raw["auth"]["ssh_private_key"].endswith(f"/{node['KeyName']}.pem"), (
+            "Ray would make a key pair of its own"
+        )
     assert re.search(r"@sha256:[0-9a-f]{64}$", raw["docker"]["image"])
     head, worker = (" ".join(raw[f"{role}_start_ray_commands"]) for role in ("head", "worker"))
     assert "--dashboard-host=127.0.0.1" in head
@@ -149,15 +165,17 @@ def rayjob_faults(raw: dict[str, Any]) -> list[str]:
     """Fields that KubeRay's documentation does not have, and pod templates that Kubernetes's own models do not."""
     spec = raw["spec"]
     cluster = spec["rayClusterSpec"]
-    faults = (
-        unknown_fields(spec, "RayJobSpec") + unknown_fields(cluster, "RayClusterSpec") + unknown_fields(cluster["headGroupSpec"], "HeadGroupSpec")
-    )
-    faults += unknown_fields(cluster["autoscalerOptions"], "AutoscalerOptions") + unknown_fields(cluster["authOptions"], "AuthOptions")
+    faults = unknown_fields(spec, "RayJobSpec") + unknown_fields(cluster, "RayClusterSpec")
+    faults += unknown_fields(cluster["headGroupSpec"], "HeadGroupSpec")
+    faults += unknown_fields(cluster["autoscalerOptions"], "AutoscalerOptions")
+    faults += unknown_fields(cluster["authOptions"], "AuthOptions")
     for group in cluster["workerGroupSpecs"]:
         faults += unknown_fields(group, "WorkerGroupSpec")
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         faults += pod_faults(group["template"], "V1PodTemplateSpec")
-        faults += [f"rayStartParams.{k} is no string" for k, v in group["rayStartParams"].items() if not isinstance(v, str)]
+        faults += [
+            f"rayStartParams.{k} is no string" for k, v in group["rayStartParams"].items() if not isinstance(v, str)
+        ]
     return faults
 
 
@@ -172,7 +190,9 @@ def pod_faults(value: Any, kind: str) -> list[str]:
         return []
     names = {json: (own, model.openapi_types[own]) for own, json in model.attribute_map.items()}
     faults = [f"{kind}.{name}" for name in value if name not in names]
-    return faults + [fault for name, item in value.items() if name in names for fault in pod_faults(item, names[name][1])]
+    return faults + [
+        fault for name, item in value.items() if name in names for fault in pod_faults(item, names[name][1])
+    ]
 
 
 def test_the_rayjob_has_the_documented_fields_alone() -> None:
@@ -219,13 +239,18 @@ def test_the_rayjob_says_what_its_groups_add_and_the_paper_fits_on_both_clusters
         groups.append((float(limits["cpu"]), float(limits.get("nvidia.com/gpu", 0)), group["maxReplicas"]))
     assert said == groups
     wanted = demands(PAPER, load_plan(PAPER)[0])
-    refuse_what_is_lacking(wanted, [], [{"CPU": cpus, "GPU": gpus} for cpus, gpus, most in said for _ in range(most)], "the cluster")
+    pods = [{"CPU": cpus, "GPU": gpus} for cpus, gpus, most in said for _ in range(most)]
+    refuse_what_is_lacking(wanted, [], pods, "the cluster")
     kinds = yaml.safe_load(CLUSTER.read_text())["available_node_types"]
-    refuse_what_is_lacking(wanted, [], [kind["resources"] for kind in kinds.values() for _ in range(kind.get("max_workers", 0))], "the cluster")
+    nodes = [kind["resources"] for kind in kinds.values() for _ in range(kind.get("max_workers", 0))]
+    refuse_what_is_lacking(wanted, [], nodes, "the cluster")
 
 
 def test_the_papers_training_pool_fits_into_the_head_and_a_trials_part_into_a_gpu_node() -> None:
-    """Pixels and ten bit-packed masks of a weak image; two methods on the head, one in a trial. A node's object store is 30 % of its memory."""
+    """A weak image takes its pixels and ten bit-packed masks: those of two methods on the head, of one in a trial.
+
+    The head's object store is as large as both files say, a GPU node's has 30 % of its memory.
+    """
     size, pathologies = PAPER.data.image_size, len(PAPER.data.pathologies)
     pixels, masks = size * size, pathologies * size * size / 8
     largest = max(PAPER.sweep.every("weak_n"))
@@ -236,11 +261,15 @@ def test_the_papers_training_pool_fits_into_the_head_and_a_trials_part_into_a_gp
     spec = yaml.safe_load(RAYJOB.read_text())["spec"]["rayClusterSpec"]
     pods = {"head": spec["headGroupSpec"], **{group["groupName"]: group for group in spec["workerGroupSpecs"]}}
     limits = {
-        name: int(pod["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"].removesuffix("Gi")) * 2**30 for name, pod in pods.items()
+        name: int(pod["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"].removesuffix("Gi")) * 2**30
+        for name, pod in pods.items()
     }
     driver = 2e9 + largest * PAPER.sweep.trials * max(pixels, masks)  # one table at a time, beside the object store
-    for memory in (head, limits["head"]):
-        assert pool < 30e9
-        assert driver + 30e9 < memory
+    in_cluster = re.search(r"--object-store-memory=(\d+)", CLUSTER.read_text())
+    assert in_cluster is not None
+    in_rayjob = int(spec["headGroupSpec"]["rayStartParams"]["object-store-memory"])
+    for memory, object_store in ((head, int(in_cluster.group(1))), (limits["head"], in_rayjob)):
+        assert pool < object_store
+        assert driver + object_store < memory
     for memory in (gpu, limits["gpu"]):
         assert largest * (pixels + masks) < 0.3 * memory

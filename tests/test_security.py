@@ -10,12 +10,13 @@ import pyarrow.fs as pafs
 import pytest
 import torch
 
-from chexseg_ray.artifacts import FileEntry, Record, Step, Store, open_filesystem
-from chexseg_ray.config import load_config
+from chexseg_ray.config.parse import load_config
+from chexseg_ray.engine.training_state import from_safetensors
 from chexseg_ray.errors import InputError, TransientError
 from chexseg_ray.pretraining.encoders import read_state
-from chexseg_ray.stages.execution import Source
-from chexseg_ray.stages.training_state import from_safetensors
+from chexseg_ray.store.filesystem import Source, open_filesystem
+from chexseg_ray.store.step import FileEntry, Record, Step
+from chexseg_ray.store.store import Store
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEMO = REPOSITORY / "configs" / "demo.yaml"
@@ -91,7 +92,9 @@ def test_no_module_of_the_package_can_unpickle() -> None:
 
 
 @pytest.mark.parametrize("field", ["weak_csv", "expert_csv", "expert_masks", "test_csv", "test_masks"])
-@pytest.mark.parametrize("name", ["../secret.csv", "/etc/passwd", "a/../../secret.csv", "C:/secret.csv", "a\\..\\..\\secret.csv"])
+@pytest.mark.parametrize(
+    "name", ["../secret.csv", "/etc/passwd", "a/../../secret.csv", "C:/secret.csv", "a\\..\\..\\secret.csv"]
+)
 def test_a_source_of_the_config_cannot_leave_the_data_root(field: str, name: str) -> None:
     with pytest.raises(InputError, match=f"data.{field}"):
         load_config(DEMO, [f"data.{field}={json.dumps(name)}"])
@@ -103,7 +106,10 @@ def test_a_report_cannot_be_named_out_of_the_store(name: str) -> None:
         load_config(DEMO, [f"report.name={json.dumps(name)}"])
 
 
-@pytest.mark.parametrize("uri", ["s3://key:secret@bucket/study", "s3://key@bucket", "gs://token@bucket/study", "s3://key:a/slash@bucket/study"])
+@pytest.mark.parametrize(
+    "uri",
+    ["s3://key:secret@bucket/study", "s3://key@bucket", "gs://token@bucket/study", "s3://key:a/slash@bucket/study"],
+)
 def test_a_uri_with_a_secret_is_refused_without_repeating_it(uri: str) -> None:
     with pytest.raises(InputError, match=r"store\.root") as caught:
         open_filesystem(uri, "store.root")
@@ -113,14 +119,25 @@ def test_a_uri_with_a_secret_is_refused_without_repeating_it(uri: str) -> None:
 def test_storage_that_refuses_is_worth_another_try_and_says_where(tmp_path: Path) -> None:
     """An endpoint that nobody answers at: connection refused, on every way into a store and a data root."""
     keys = {"access_key": "someone", "secret_key": "a-secret-of-the-test"}
-    gone = pafs.S3FileSystem(**keys, endpoint_override="127.0.0.1:9", scheme="http", connect_timeout=0.2, request_timeout=0.2,
-                             retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=1))  # fmt: skip
+    gone = pafs.S3FileSystem(
+        **keys,
+        endpoint_override="127.0.0.1:9",
+        scheme="http",
+        connect_timeout=0.2,
+        request_timeout=0.2,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=1),
+    )
     store = Store(gone, "bucket/study", "s3://bucket/study")
     step = Step("a", 1, {})
     ways = [
-        lambda: store.find(step), lambda: store.find_all([step]), lambda: store.put("x", b""), lambda: store.names("a"), lambda: store.exists("x"),
-        lambda: store.delete("x"), lambda: Source(gone, "bucket/data").read("train.csv"),
-    ]  # fmt: skip
+        lambda: store.find(step),
+        lambda: store.find_all([step]),
+        lambda: store.put("x", b""),
+        lambda: store.names("a"),
+        lambda: store.exists("x"),
+        lambda: store.delete("x"),
+        lambda: Source(gone, "bucket/data").read("train.csv"),
+    ]
     for way in ways:
         with pytest.raises(TransientError, match="bucket/") as caught:
             way()
@@ -129,7 +146,7 @@ def test_storage_that_refuses_is_worth_another_try_and_says_where(tmp_path: Path
 
 
 def test_the_token_that_a_local_ray_makes_is_its_owners_alone(tmp_path: Path) -> None:
-    from chexseg_ray.cluster import close_token_file
+    from chexseg_ray.cluster.session import close_token_file
 
     token = tmp_path / "auth_token"
     token.write_text("token")

@@ -1,4 +1,4 @@
-"""Masks as CheXlocalize stores them: COCO run-length encoding and polygons, read with checks, written bit-identically."""
+"""Read and write masks as CheXlocalize stores them: COCO run-length encoding, written bit-identically, and polygons."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,13 @@ from chexseg_ray.errors import InputError
 
 @dataclass(frozen=True)
 class Rle:
-    """A mask of height x width pixels as compressed COCO counts (column-major runs, first run of zeros)."""
+    """A run-length encoded mask.
+
+    Args:
+        height: in pixels.
+        width: in pixels.
+        counts: compressed COCO counts (column-major runs, the first one of zeros).
+    """
 
     height: int
     width: int
@@ -23,7 +29,11 @@ class Rle:
 
 
 def encode_rle(mask: npt.NDArray[np.bool_]) -> str:
-    """Compressed COCO counts of bool [h, w]: runs down the columns, each as base-32 digits of its difference to the run two before."""
+    """Encode a mask bool [h, w] as compressed COCO counts.
+
+    The runs go down the columns. From the fourth on, each is written as its difference to the run two before it, in
+    base-32 digits, as pycocotools does (rleToString).
+    """
     flat = np.asarray(mask, dtype=bool).ravel(order="F")
     changes = np.flatnonzero(np.diff(flat)) + 1
     edges = np.concatenate([[0], changes, [flat.size]])
@@ -44,7 +54,11 @@ def encode_rle(mask: npt.NDArray[np.bool_]) -> str:
 
 
 def decode_runs(counts: str) -> list[int]:
-    """The run lengths of compressed COCO counts. Raises ValueError when the text is no such string."""
+    """Decode compressed COCO counts to run lengths, in pixels, the first one of zeros.
+
+    Raises:
+        ValueError: `counts` is not such a string.
+    """
     runs: list[int] = []
     value = shift = 0
     for letter in counts:
@@ -66,10 +80,10 @@ def decode_runs(counts: str) -> list[int]:
 
 
 def decode_rle(rle: Rle) -> npt.NDArray[np.bool_]:
-    """bool [height, width] of a mask.
+    """Decode a mask to bool [height, width].
 
     Raises:
-        ValueError: a size out of bounds, or runs that do not add up to it; nothing is allocated before that is known.
+        ValueError: the size is out of bounds, or the runs do not add up to it; both are checked before allocating.
     """
     if rle.height < 1 or rle.width < 1 or rle.height * rle.width > MAX_PIXELS:
         raise ValueError(f"size {rle.height} x {rle.width} is out of bounds")
@@ -85,12 +99,12 @@ def rasterise(contours: Sequence[Sequence[Sequence[float]]], height: int, width:
     """Fill and outline polygons as CheXlocalize does (Pillow, 1-bit).
 
     Args:
-        contours: each a list of [x, y] in pixels of the full-resolution image.
+        contours: each a list of [x, y], in pixels of the full-resolution image.
         height: of that image, in pixels.
         width: of that image, in pixels.
 
     Returns:
-        bool [height, width], the union.
+        bool [height, width], the union of the polygons.
     """
     image = Image.new("1", (width, height))
     draw = ImageDraw.Draw(image)
@@ -106,27 +120,31 @@ def read_mask_json(
 
     Args:
         data: the file's bytes.
-        source: its name, for messages.
-        pathologies: the names wanted ("Lung Opacity" in the file serves Airspace Opacity).
-        columns: another data set's names for them, as in its CSV; the file may use either.
+        source: the file's name, for messages.
+        pathologies: the pathologies to read ("Lung Opacity" in the file serves Airspace Opacity).
+        columns: another data set's names for pathologies, as in its CSV; the file may use either name.
 
     Returns:
-        {cxr_id: {pathology: Rle}}, every wanted pathology for each id; runs and sizes are checked.
+        {cxr_id: {pathology: Rle}} with every pathology asked for; runs and sizes are checked.
 
     Raises:
-        InputError: naming the id, the pathology and the rule.
+        InputError: the file breaks a rule; the message names the id, the pathology and the rule.
     """
+    remedy = "give CheXlocalize's segmentation or annotation file"
     try:
         raw = json.loads(data)
     except (ValueError, RecursionError):
-        raise InputError(f"{source}: no JSON: give CheXlocalize's segmentation or annotation file") from None
+        raise InputError(f"{source}: no JSON: {remedy}") from None
     if not isinstance(raw, dict) or not all(isinstance(entry, dict) for entry in raw.values()):
-        raise InputError(f"{source}: not {{cxr_id: {{pathology: mask}}}}: give CheXlocalize's segmentation or annotation file")
+        raise InputError(f"{source}: not {{cxr_id: {{pathology: mask}}}}: {remedy}")
     names = {name: (*(columns or {}).get(name, ()), *names_of(name)) for name in pathologies}
-    masks = {cxr_id: {name: _mask(entry, name, names[name], cxr_id, source) for name in pathologies} for cxr_id, entry in raw.items()}
-    for cxr_id, own in masks.items():
-        first = next(iter(own.values()))
-        for name, rle in own.items():
+    masks = {
+        cxr_id: {name: _mask(entry, name, names[name], cxr_id, source) for name in pathologies}
+        for cxr_id, entry in raw.items()
+    }
+    for cxr_id, image_masks in masks.items():
+        first = next(iter(image_masks.values()))
+        for name, rle in image_masks.items():
             if (rle.height, rle.width) != (first.height, first.width):
                 raise InputError(
                     f"{source}: {cxr_id!r}, {name}: size {rle.height} x {rle.width} is not that of its other masks "
@@ -136,7 +154,8 @@ def read_mask_json(
 
 
 def _mask(entry: Mapping[str, object], pathology: str, names: Sequence[str], cxr_id: str, source: str) -> Rle:
-    name = next((n for n in names if n in entry), None)
+    """Read a pathology's mask from an image's entry, under the first of its names that the entry has."""
+    name = next((candidate for candidate in names if candidate in entry), None)
     where = f"{source}: {cxr_id!r}, {pathology}"
     try:
         if "img_size" in entry:
@@ -149,7 +168,8 @@ def _mask(entry: Mapping[str, object], pathology: str, names: Sequence[str], cxr
 
 
 def _size(value: object) -> tuple[int, int]:
-    if not (isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) and v > 0 for v in value)):
+    """Check a size [height, width] in pixels and return it."""
+    if not (isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)):
         raise ValueError(f"size is {value!r}, not [height, width]")
     if value[0] * value[1] > MAX_PIXELS:
         raise ValueError(f"size {value[0]} x {value[1]} is out of bounds")
@@ -157,21 +177,27 @@ def _size(value: object) -> tuple[int, int]:
 
 
 def _from_polygons(size: object, contours: object) -> Rle:
+    """Check a polygon entry and rasterise it."""
     height, width = _size(size)
     if not isinstance(contours, list):
-        raise ValueError("contours are no list")
-    for point in (point for contour in contours for point in contour):
-        if not (isinstance(point, list) and len(point) == 2 and all(_is_coordinate(v) for v in point)):
-            raise ValueError(f"a contour has the point {point!r}, not [x, y] in pixels")
+        raise ValueError("contours are not a list")
+    for contour in contours:
+        for point in contour:
+            if not (isinstance(point, list) and len(point) == 2 and all(_is_coordinate(number) for number in point)):
+                raise ValueError(f"a contour has the point {point!r}, not [x, y] in pixels")
     return Rle(height, width, encode_rle(rasterise(contours, height, width)))
 
 
 def _is_coordinate(value: object) -> bool:
-    """Points may lie outside of an image, but Pillow draws anything for what is no number or beyond 32 bits."""
+    """Return whether a value is a usable coordinate: a number that is neither NaN nor too large for Pillow.
+
+    Points may lie outside the image, but Pillow draws nonsense for NaN and for numbers beyond 32 bits.
+    """
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_PIXELS
 
 
 def _from_rle(value: object) -> Rle:
+    """Check a run-length entry {size, counts} and return it."""
     if not isinstance(value, dict) or not isinstance(value.get("counts"), str):
         raise ValueError("is not {size, counts} with counts as text")
     height, width = _size(value.get("size"))
@@ -182,15 +208,33 @@ def _from_rle(value: object) -> Rle:
 
 
 def exchange_entry(pathologies: Sequence[str], masks: npt.NDArray[np.bool_]) -> dict[str, dict[str, object]]:
-    """CheXlocalize's entry of one image, {pathology: {size: [h, w], counts}}, of masks bool [K, h, w] at the image's own resolution."""
-    return {name: {"size": list(mask.shape), "counts": encode_rle(mask)} for name, mask in zip(pathologies, masks, strict=True)}
+    """Build one image's entry of a CheXlocalize segmentation file.
+
+    Args:
+        pathologies: K names.
+        masks: bool [K, h, w] at the image's original resolution.
+
+    Returns:
+        {pathology: {size: [h, w], counts}}.
+    """
+    return {
+        name: {"size": list(mask.shape), "counts": encode_rle(mask)}
+        for name, mask in zip(pathologies, masks, strict=True)
+    }
 
 
 def exchange_json(entries: Mapping[str, Mapping[str, Mapping[str, object]]]) -> str:
-    """A CheXlocalize segmentation file: {cxr_id: entry}, every image and every pathology, empty masks too."""
+    """Write a CheXlocalize segmentation file.
+
+    Args:
+        entries: {cxr_id: entry of `exchange_entry`}, with every image and every pathology, empty masks included.
+
+    Returns:
+        The file's text.
+    """
     return json.dumps(entries, separators=(",", ":"))
 
 
 def is_empty(rle: Rle) -> bool:
-    """Whether a mask has no pixel set."""
+    """Return whether a mask has no pixel set."""
     return sum(decode_runs(rle.counts)[1::2]) == 0

@@ -1,4 +1,4 @@
-"""The ten pathologies of the paper in channel order, and the names they have elsewhere."""
+"""The ten pathologies of the paper, in channel order, and the names that other files give them."""
 
 PATHOLOGIES = (
     "Enlarged Cardiomediastinum",
@@ -13,11 +13,15 @@ PATHOLOGIES = (
     "Support Devices",
 )
 
+# the five pathologies that CheXpert's competition evaluates
 COMPETITION_PATHOLOGIES = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 
 _ALIASES = {"Airspace Opacity": ("Airspace Opacity", "Lung Opacity")}
 
 
 def names_of(pathology: str) -> tuple[str, ...]:
-    """The names a file may use for a pathology, preferred first (CheXpert says Lung Opacity for Airspace Opacity)."""
+    """Return the names that a file may use for a pathology, preferred first.
+
+    CheXpert calls Airspace Opacity Lung Opacity.
+    """
     return _ALIASES.get(pathology, (pathology,))

@@ -1,18 +1,18 @@
-"""Area under the ROC curve, per pathology."""
+"""The area under the ROC curve (AUROC) of each pathology."""
 
 import numpy as np
 import numpy.typing as npt
 
 
 def auroc(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Mann-Whitney's U over the number of pairs, ties counting half.
+    """Compute AUROC as Mann-Whitney's U divided by the number of pairs; a tie counts half.
 
     Args:
-        scores: [N, K], larger for present.
-        labels: [N, K] of 1, 0, and anything else (-1, NaN) for images that do not count.
+        scores: [N, K], higher for present.
+        labels: [N, K], 1 for present and 0 for absent; images with any other value (-1, NaN) are left out.
 
     Returns:
-        float64 [K]; NaN where a pathology lacks positives or negatives.
+        float64 [K] in [0, 1]; NaN where a pathology has no positive or no negative image.
     """
     out = np.full(labels.shape[1], np.nan)
     for k in range(labels.shape[1]):

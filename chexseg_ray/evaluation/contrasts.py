@@ -1,4 +1,4 @@
-"""Differences between two settings on the same test images: intervals, p-values of those named beforehand, and what would separate them."""
+"""Differences between two settings on the same test images: intervals, p-values, power and the numbers it needs."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -19,13 +19,22 @@ from chexseg_ray.evaluation.intervals import (
     t_interval,
 )
 
-_MOST = 1000  # trials that anyone might run
-_MIDDLES = (np.arange(200) + 0.5) / 200  # of equally likely classes
+_SEARCH_LIMIT = 1000  # trials, or times the present patients; nobody would add more
+# the middles of equally likely classes, at which the distributions of the two variances are evaluated
+_TRIAL_PROBABILITIES = (np.arange(200) + 0.5) / 200
+_PATIENT_PROBABILITIES = (np.arange(50) + 0.5) / 50
 
 
 @dataclass(frozen=True)
 class Difference:
-    """first - second, paired by trial and by patient: three intervals, as of a single setting; the p-value is that of `both`."""
+    """The mean of first - second, paired by trial and by patient, with its three intervals and the p-value of `both`.
+
+    Args:
+        trials: interval over trials.
+        patients: interval over patients, given the trained networks.
+        both: interval over trials and patients, with its variances.
+        p_value: two-sided, in [1e-12, 1]; NaN where `both` has no interval.
+    """
 
     trials: Interval
     patients: Interval
@@ -34,16 +43,23 @@ class Difference:
 
 
 def paired_difference(
-    first: Sequence[float], second: Sequence[float], first_replicates: Floats, second_replicates: Floats, patients: float, level: float
+    first: Sequence[float],
+    second: Sequence[float],
+    first_replicates: Floats,
+    second_replicates: Floats,
+    patients: float,
+    level: float,
 ) -> Difference:
-    """The difference of two settings' means. Interval and p-value over trials and patients are Cochran and Cox's, which find no more than
-    1 - level of differences that are none (benchmarks/coverage.py).
+    """Compute the difference of two settings' means with its intervals.
+
+    Interval and p-value over trials and patients use Cochran and Cox's quantile: where there is no difference, at most
+    a share of 1 - level of the studies finds one (benchmarks/coverage.py).
 
     Args:
-        first: one value a trial, in the order of `second`'s; trial t of both shares weak subset and seed.
-        second: the other setting's.
+        first: one value per trial; trial t of both settings shares weak subset and seed.
+        second: the same for the second setting, in the same order of trials.
         first_replicates: float64 [B, n], each trial's value on resampled patients.
-        second_replicates: the other setting's, on the same resampled patients.
+        second_replicates: the same for the second setting, on the same resampled patients.
         patients: how many the difference rests on.
         level: coverage in (0, 1).
 
@@ -55,12 +71,15 @@ def paired_difference(
     values = [a - b for a, b in zip(first, second, strict=True)]
     replicates = first_replicates - second_replicates
     both = combined_interval(values, replicates, patients, level, cochran_cox_t)
-    alone = percentile_interval(both.interval.mean, replicates.mean(axis=1), patients, level)
-    return Difference(t_interval(values, level), alone, both, p_value(both, cochran_cox_t))
+    over_patients = percentile_interval(both.interval.mean, replicates.mean(axis=1), patients, level)
+    return Difference(t_interval(values, level), over_patients, both, p_value(both, cochran_cox_t))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's (1979) step-down correction, in the given order; NaN stays NaN and counts as a test that was planned."""
+    """Correct p-values for their number by Holm's (1979) step-down method, in the given order.
+
+    NaN stays NaN, but counts as a planned test.
+    """
     order = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
     out, highest = [math.nan] * len(p_values), 0.0
     for rank, (p, i) in enumerate(order):
@@ -70,62 +89,100 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def power(
-    difference: float, trial_variance: float, patient_variance: float, trials: int, patient_df: float, level: float, interaction: float = 0.0
+    difference: float,
+    trial_variance: float,
+    patient_variance: float,
+    trials: int,
+    patient_df: float,
+    level: float,
+    interaction: float = 0.0,
 ) -> float:
-    """The chance that the combined test finds a true difference: over both variances' own distributions (chi-squared), as the test estimates them.
+    """The probability that the combined test finds a true difference.
+
+    The test estimates both variances, so the probability is averaged over their scaled chi-squared distributions.
 
     Args:
         difference: the true one.
-        trial_variance: between trials, of one trial's difference.
-        patient_variance: of the difference when patients are drawn anew, as far as the trials share it.
+        trial_variance: variance of one trial's difference between trials.
+        patient_variance: variance of the difference over new patients, as far as the trials share it.
         trials: n, at least 2.
-        patient_df: degrees of freedom of the patients' variance.
+        patient_df: degrees of freedom of patient_variance.
         level: 1 - the test's significance level.
-        interaction: the part of trial_variance that comes of a trial's own errors on these patients.
+        interaction: the part of trial_variance that comes from each trial's own errors on these patients.
+
+    Returns:
+        In [0, 1]; without any variance 1, or 1 - level for a difference of 0.
     """
     deviation = math.sqrt(trial_variance / trials + patient_variance)
     if deviation == 0:
         return 1.0 if difference else 1 - level
     t1, t2 = (float(student.ppf(0.5 + level / 2, df)) for df in (trials - 1, patient_df))
-    v1 = trial_variance / trials * chi2.ppf(_MIDDLES, trials - 1)[:, None] / (trials - 1)
-    v2 = patient_variance * chi2.ppf(_MIDDLES[::4], patient_df)[None, :] / patient_df
-    half = (v1 * t1 + v2 * t2) / np.sqrt(v1 + v2)  # Cochran and Cox's interval, no less than that of patients alone
+    v1 = trial_variance / trials * chi2.ppf(_TRIAL_PROBABILITIES, trials - 1)[:, None] / (trials - 1)
+    v2 = patient_variance * chi2.ppf(_PATIENT_PROBABILITIES, patient_df)[None, :] / patient_df
+    half = (v1 * t1 + v2 * t2) / np.sqrt(v1 + v2)  # as Combined.half_width with cochran_cox_t, [200, 50]
     half = np.maximum(half, t2 * np.sqrt(v2 + interaction / trials))
     return float(np.mean(norm.sf((half - difference) / deviation) + norm.sf((half + difference) / deviation)))
 
 
 def trials_needed(both: Combined, level: float, wanted: float = 0.8) -> int | None:
-    """The smallest number of trials, on these patients, with which a true difference of the observed size is found with probability
-    `wanted`; None when no number up to 1000 does, as the patients' shared variance stays."""
+    """The smallest number of trials, on these patients, that finds a true difference of this size with power `wanted`.
+
+    Args:
+        both: the observed difference and its variances.
+        level: 1 - the test's significance level.
+        wanted: power, in (0, 1).
+
+    Returns:
+        At least 2. None where no number up to 1000 is enough, since the variance over patients stays, or where there
+        is no interval or no difference.
+    """
     mean, n = both.interval.mean, both.interval.n
     if both.interval.reason or not mean:
         return None
 
-    def enough(trials: int) -> bool:
-        return power(mean, both.trial_variance * n, both.patient_variance, trials, both.dfs[1], level, both.interaction) >= wanted
-
-    return next((trials for trials in _steps(2, _MOST) if enough(trials)), None)
+    variance = both.trial_variance * n
+    for trials in _growing_numbers(2, _SEARCH_LIMIT):
+        if power(mean, variance, both.patient_variance, trials, both.dfs[1], level, both.interaction) >= wanted:
+            return trials
+    return None
 
 
 def patients_needed(both: Combined, patients: int, level: float, wanted: float = 0.8) -> int | None:
-    """The same for patients of the test set, with these trials, when what comes of patients, in each trial alone too, falls as 1 / P: not below
-    the present number; None when not even 1000 times as many do."""
+    """The smallest test set, with these trials, that finds a true difference of this size with power `wanted`.
+
+    All variance that comes from patients, shared or of one trial, falls as 1 / P.
+
+    Args:
+        both: the observed difference and its variances.
+        patients: P, patients of the test set.
+        level: 1 - the test's significance level.
+        wanted: power, in (0, 1).
+
+    Returns:
+        A number of patients, at least P. None where not even 1000 P are enough, or where there is no interval or no
+        difference.
+    """
     mean, n = both.interval.mean, both.interval.n
     if both.interval.reason or not mean:
         return None
 
-    own = max(0.0, both.trial_variance * n - both.interaction)  # of a trial, on however many patients
+    without_patients = max(0.0, both.trial_variance * n - both.interaction)  # variance of a trial on endless patients
+    for number in _growing_numbers(patients, _SEARCH_LIMIT * patients):
+        factor = number / patients
+        interaction = both.interaction / factor
+        variance, patient_variance = without_patients + interaction, both.patient_variance / factor
+        if power(mean, variance, patient_variance, n, both.dfs[1] * factor, level, interaction) >= wanted:
+            return number
+    return None
 
-    def enough(number: int) -> bool:
-        more = number / patients
-        less = both.interaction / more
-        return power(mean, own + less, both.patient_variance / more, n, both.dfs[1] * more, level, less) >= wanted
 
-    return next((number for number in _steps(patients, _MOST * patients) if enough(number)), None)
+def _growing_numbers(first: int, last: int) -> Iterator[int]:
+    """Whole numbers from first to last, 1 or 2 % apart.
 
-
-def _steps(first: int, last: int) -> Iterator[int]:
-    """Numbers upward, each or 2 % apart: power need not grow with the patients where 2 trials alone are left to vary."""
-    while first <= last:
-        yield first
-        first = max(first + 1, round(1.02 * first))
+    They are tried one by one, since power need not grow with the patients: with 2 trials it falls again once only the
+    trials are left to vary.
+    """
+    number = first
+    while number <= last:
+        yield number
+        number = max(number + 1, round(1.02 * number))

@@ -1,7 +1,8 @@
-"""Confidence intervals. Each says what it is conditional on; undefined is NaN with a reason, never 0.
+"""Confidence intervals; an undefined one is NaN with a reason, never 0.
 
-Three sources of an interval, by what would be drawn anew in a repetition of the study: the trials alone (Student's t), the test set's
-patients alone (percentile bootstrap), or both (variances added, a t quantile for the sum).
+There are three kinds, by what a repetition of the study would draw again: only the trials (Student's t), only the
+patients of the test set (percentile bootstrap), or both (the variances are added; a t quantile for the sum). Each
+interval is conditional on what would not be drawn again.
 """
 
 import math
@@ -19,9 +20,11 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, its interval and n; when the interval is undefined, low and high are NaN and `reason` says why.
+    """A mean with its interval; where the interval is undefined, low and high are NaN and `reason` says why.
 
-    n is what it rests on: trials, or for the patient bootstrap the patients that show the pathology (effective_patients() of a mean)."""
+    n is the number of trials; in a patient bootstrap the number of patients that show the pathology, or for a mean over
+    pathologies effective_patients(), rounded down.
+    """
 
     mean: float
     low: float
@@ -31,24 +34,43 @@ class Interval:
 
 
 def undefined(mean: float, n: int, reason: str) -> Interval:
-    """A mean without an interval, and why."""
+    """Make an Interval without low and high, and with the reason."""
     return Interval(mean, math.nan, math.nan, n, reason)
 
 
+def _number_of(n: int, noun: str) -> str:
+    """The number with its noun, such as `1 trial` or `3 trials`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def spread(values: Sequence[float]) -> tuple[list[float], str]:
-    """The defined values, and why they have no spread between trials; empty when they have one."""
+    """Find out whether values differ between trials.
+
+    Args:
+        values: one per trial; NaN where the trial does not define it.
+
+    Returns:
+        The values that are not NaN; and why they have no variance, or "" where they have one.
+    """
     defined = [v for v in values if not math.isnan(v)]
-    if len(defined) < 2:
-        lacking = f"defined in {len(defined)} of {len(values)} trials" if defined else "undefined"
-        return defined, lacking if len(values) > len(defined) else f"{len(defined)} trial{'s' if len(defined) != 1 else ''}"
-    return defined, "identical trials" if len(set(defined)) == 1 else ""
+    if len(defined) == len(values) and len(defined) < 2:
+        reason = _number_of(len(defined), "trial")
+    elif not defined:
+        reason = "undefined"
+    elif len(defined) < 2:
+        reason = f"defined in {len(defined)} of {len(values)} trials"
+    elif len(set(defined)) == 1:
+        reason = "identical trials"
+    else:
+        reason = ""
+    return defined, reason
 
 
 def t_interval(values: Sequence[float], level: float) -> Interval:
-    """Student's t interval of a mean over trials; conditional on the test set and on everything that the trials share.
+    """Student's t interval of a mean over trials, conditional on the test set and on everything that the trials share.
 
     Args:
-        values: one a trial; NaN trials are left out.
+        values: one per trial; NaN is left out.
         level: coverage in (0, 1).
     """
     defined, reason = spread(values)
@@ -61,22 +83,22 @@ def t_interval(values: Sequence[float], level: float) -> Interval:
 
 
 def percentile_interval(mean: float, replicates: Floats, patients: float, level: float) -> Interval:
-    """Percentile interval of a patient bootstrap; conditional on the trained networks.
+    """Percentile interval of a patient bootstrap, conditional on the trained networks.
 
-    The tails are those of the normal quantile enlarged to Student's t and by n / (n - 1) (Hesterberg 2015, "expanded percentile"), as a
-    bootstrap of few patients is too narrow.
+    A plain percentile interval of few patients is too narrow. So this one ends further out in the tails, at
+    expanded_tail() (Hesterberg 2015, "expanded percentile").
 
     Args:
         mean: the estimate on the test set itself.
         replicates: float64 [B] of the same estimate on resampled patients; NaN where it is undefined.
-        patients: how many the estimate rests on: those that show the pathology, or effective_patients() of a mean.
+        patients: how many show the pathology; for a mean over pathologies effective_patients().
         level: coverage in (0, 1).
     """
     defined = replicates[~np.isnan(replicates)]
     if math.isnan(mean) or not len(defined):
         return undefined(mean, int(patients), "undefined")
     if patients < 2:
-        return undefined(mean, int(patients), f"{int(patients)} patient{'s' if int(patients) != 1 else ''}")
+        return undefined(mean, int(patients), _number_of(int(patients), "patient"))
     tail = expanded_tail(level, patients)
     low, high = np.quantile(defined, [tail, 1 - tail])
     if low == high:
@@ -86,7 +108,14 @@ def percentile_interval(mean: float, replicates: Floats, patients: float, level:
 
 @cache
 def expanded_tail(level: float, n: float) -> float:
-    """The share of replicates below an expanded percentile interval: Phi(-sqrt(n / (n - 1)) t), below (1 - level) / 2."""
+    """The share of replicates below an expanded percentile interval, Phi(-sqrt(n / (n - 1)) t) < (1 - level) / 2.
+
+    Phi is the normal distribution function, t Student's quantile of the two-sided level with n - 1 degrees of freedom.
+
+    Args:
+        level: coverage in (0, 1).
+        n: number of patients, at least 2.
+    """
     from scipy.stats import norm
 
     return float(norm.cdf(math.sqrt(n / (n - 1)) * student.ppf(0.5 - level / 2, n - 1)))
@@ -94,10 +123,15 @@ def expanded_tail(level: float, n: float) -> float:
 
 @dataclass(frozen=True)
 class Combined:
-    """A mean over trials with both variances of it, NaN where they are undefined.
+    """A mean over n trials with the variances that make its interval; NaN where they are undefined.
 
-    trial_variance is s^2 / n of the trials; patient_variance what patients drawn anew add to it, which all trials share; interaction the part of
-    one trial's variance that is its own on those patients, and which s^2 holds already; dfs are the degrees of freedom of the first two."""
+    Args:
+        interval: the mean and its interval over trials and patients.
+        trial_variance: s^2 / n, where s^2 is the variance between trials.
+        patient_variance: what new patients add to the mean's variance: the error on patients that all trials share.
+        interaction: variance of one trial's error on patients that it does not share. s^2 already contains it.
+        dfs: degrees of freedom of trial_variance and patient_variance.
+    """
 
     interval: Interval
     trial_variance: float
@@ -106,61 +140,86 @@ class Combined:
     dfs: tuple[float, float]
 
     def half_width(self, level: float, quantile: "Quantile") -> float:
-        """Of the interval of this level: no less than that of patients alone, given the networks, where few trials happen to agree."""
+        """Half width of the interval at `level`; at least the patients-only half width.
+
+        The lower limit matters where few trials agree by chance.
+
+        Args:
+            level: coverage in (0, 1).
+            quantile: of the sum of the two variances, as satterthwaite_t or cochran_cox_t.
+        """
         variances = self.trial_variance, self.patient_variance
-        given = math.sqrt(self.patient_variance + self.interaction / self.interval.n)
-        return max(quantile(level, variances, self.dfs) * math.sqrt(sum(variances)), float(student.ppf(0.5 + level / 2, self.dfs[1])) * given)
+        patients_only = math.sqrt(self.patient_variance + self.interaction / self.interval.n)
+        return max(
+            quantile(level, variances, self.dfs) * math.sqrt(sum(variances)),
+            float(student.ppf(0.5 + level / 2, self.dfs[1])) * patients_only,
+        )
 
 
 Quantile = Callable[[float, Sequence[float], Sequence[float]], float]
 
 
 def satterthwaite_t(level: float, variances: Sequence[float], dfs: Sequence[float]) -> float:
-    """Student's t quantile of a two-sided level with Satterthwaite's (1946) degrees of freedom for a sum of variance estimates:
-    (sum v)^2 / sum(v^2 / df). Not all variances may be 0."""
+    """Student's t quantile with Satterthwaite's (1946) degrees of freedom, (sum v)^2 / sum(v^2 / df).
+
+    Args:
+        level: two-sided, in (0, 1).
+        variances: estimates v >= 0, not all 0.
+        dfs: degrees of freedom of each.
+    """
     df = sum(variances) ** 2 / sum(v * v / df for v, df in zip(variances, dfs, strict=True))
     return float(student.ppf(0.5 + level / 2, df))
 
 
 def cochran_cox_t(level: float, variances: Sequence[float], dfs: Sequence[float]) -> float:
-    """The quantiles of each variance's own degrees of freedom, weighted by the variances (Cochran and Cox 1950): never too narrow, where
-    Satterthwaite's covers 92 % when 3 trials vary more than the patients."""
-    own = [float(student.ppf(0.5 + level / 2, df)) for df in dfs]
-    return sum(v * t for v, t in zip(variances, own, strict=True)) / sum(variances)
+    """Mean of the t quantiles of all degrees of freedom, weighted by the variances (Cochran and Cox 1950).
+
+    Its intervals are never too narrow; Satterthwaite's cover 92 % instead of 95 % when 3 trials vary more than the
+    patients. Arguments as in satterthwaite_t.
+    """
+    quantiles = [float(student.ppf(0.5 + level / 2, df)) for df in dfs]
+    return sum(v * t for v, t in zip(variances, quantiles, strict=True)) / sum(variances)
 
 
 def shared_variance(replicates: Floats) -> tuple[float, float]:
-    """The variance that all trials share when patients are drawn anew, and the one of a trial alone: their mean covariance, and mean variance
-    less that. NaN with fewer than two replicates that all define, or two trials.
+    """Split one trial's variance over patients into a part that all trials share and a part of its own.
 
-    Two networks err on different patients. That part of the bootstrap's variance is in the trials' s^2 as well, and would be counted
-    twice; in a difference of two settings, where what makes a patient hard cancels out, it is most of it (benchmarks/coverage.py).
+    Two networks err on different patients. The trials' s^2 contains the variance of these errors too, so adding the
+    bootstrap's whole variance would count them twice. In a difference of two settings they are most of the variance,
+    as what makes a patient hard for both cancels out (benchmarks/coverage.py).
 
     Args:
         replicates: float64 [B, n], each trial's estimate on the same resampled patients.
+
+    Returns:
+        The trials' mean covariance, at least 0; and their mean variance minus it. NaN for both with fewer than two
+        trials, or fewer than two replicates that no trial leaves undefined.
     """
     defined = replicates[~np.isnan(replicates).any(axis=1)]
     n = replicates.shape[1]
     if len(defined) < 2 or n < 2:
         return math.nan, math.nan
-    own, of_mean = float(defined.var(axis=0, ddof=1).mean()), float(defined.mean(axis=1).var(ddof=1))
-    shared = min(own, max(0.0, (n * of_mean - own) / (n - 1)))
-    return shared, own - shared
+    of_trial, of_mean = float(defined.var(axis=0, ddof=1).mean()), float(defined.mean(axis=1).var(ddof=1))
+    shared = min(of_trial, max(0.0, (n * of_mean - of_trial) / (n - 1)))
+    return shared, of_trial - shared
 
 
-def combined_interval(values: Sequence[float], replicates: Floats, patients: float, level: float, quantile: Quantile = satterthwaite_t) -> Combined:
-    """Trials and patients drawn anew: s^2 / n + the variance of patients that the trials share, and a t quantile for the sum; where the trials
-    happen to agree, no less than patients alone.
+def combined_interval(
+    values: Sequence[float], replicates: Floats, patients: float, level: float, quantile: Quantile = satterthwaite_t
+) -> Combined:
+    """Interval of a mean when both trials and patients are drawn again, conditional on what the trials share.
 
-    Conditional on what the trials share (expert masks, classifier, IRNet, encoders). The percentile bootstrap over trials and patients
-    draws n trials from n and so sees (n - 1) / n of their variance, with 3 trials far too little (benchmarks/coverage.py).
+    The trials share expert masks, classifier, IRNet and encoders. The variance is s^2 / n plus the variance over
+    patients that the trials share (shared_variance); the half width is Combined.half_width(). A percentile bootstrap
+    over trials and patients would draw n trials from n and contain only (n - 1) / n of their variance, far too little
+    with 3 trials (benchmarks/coverage.py).
 
     Args:
-        values: one a trial; NaN trials are left out.
+        values: one per trial; NaN is left out.
         replicates: float64 [B, n], each trial's estimate on the same resampled patients.
-        patients: how many the estimate rests on, one less is the degrees of freedom.
+        patients: how many the estimate rests on; the degrees of freedom are one less.
         level: coverage in (0, 1).
-        quantile: of the sum of variances.
+        quantile: of the sum of the two variances, as satterthwaite_t or cochran_cox_t.
     """
     defined, reason = spread(values)
     n = len(defined)
@@ -169,29 +228,41 @@ def combined_interval(values: Sequence[float], replicates: Floats, patients: flo
     trial_variance = float(np.var(defined, ddof=1)) / n if n > 1 else math.nan
     dfs = n - 1, patients - 1
     if not reason and patients < 2:
-        reason = f"{int(patients)} patient{'s' if int(patients) != 1 else ''}"
+        reason = _number_of(int(patients), "patient")
     if not reason and math.isnan(patient_variance):
         reason = "undefined"
-    without = Combined(undefined(mean, n, reason), trial_variance, patient_variance, interaction, dfs)
+    combined = Combined(undefined(mean, n, reason), trial_variance, patient_variance, interaction, dfs)
     if reason:
-        return without
-    half = without.half_width(level, quantile)
-    return replace(without, interval=Interval(mean, mean - half, mean + half, n, ""))
+        return combined
+    half = combined.half_width(level, quantile)
+    return replace(combined, interval=Interval(mean, mean - half, mean + half, n, ""))
 
 
 def p_value(combined: Combined, quantile: Quantile) -> float:
-    """Of a mean of 0, two-sided: 1 - the level whose interval ends at 0. NaN where there is no interval; not below 1e-12."""
+    """Two-sided p-value of the hypothesis that the mean is 0: 1 - the level whose interval ends at 0.
+
+    Args:
+        combined: the mean and its variances.
+        quantile: as in Combined.half_width.
+
+    Returns:
+        In [1e-12, 1]; NaN where there is no interval.
+    """
     if combined.interval.reason:
         return math.nan
 
-    def beyond(level: float) -> float:
+    def excess(level: float) -> float:
         return combined.half_width(level, quantile) - abs(combined.interval.mean)
 
-    return 1e-12 if beyond(1 - 1e-12) < 0 else 1 - float(brentq(beyond, 0.0, 1 - 1e-12, xtol=1e-14))
+    if excess(1 - 1e-12) < 0:
+        return 1e-12
+    return 1 - float(brentq(excess, 0.0, 1 - 1e-12, xtol=1e-14))
 
 
 def hierarchical_interval(mean: float, replicates: Floats, level: float, rng: np.random.Generator) -> Interval:
-    """Percentile bootstrap over trials and patients. Shown beside the combined interval by benchmarks/coverage.py; too narrow for few trials.
+    """Percentile bootstrap over trials and patients, too narrow for few trials.
+
+    Only benchmarks/coverage.py uses it, to compare it with the combined interval.
 
     Args:
         mean: over the trials, on the test set itself.
@@ -201,7 +272,7 @@ def hierarchical_interval(mean: float, replicates: Floats, level: float, rng: np
     """
     count, n = replicates.shape
     if n < 2:
-        return undefined(mean, n, f"{n} trial{'s' if n != 1 else ''}")
+        return undefined(mean, n, _number_of(n, "trial"))
     drawn = np.take_along_axis(replicates, rng.integers(n, size=(count, n)), axis=1).mean(axis=1)
     low, high = np.nanquantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
     return Interval(mean, float(low), float(high), n, "")

@@ -1,14 +1,15 @@
-"""Encoder weights: what networks they are of, and one reader for every file they come in.
+"""Encoders of smp, and one reader for every file that holds weights for them.
 
-Reads torchvision's, timm's and smp's state dicts, CheXpert's Lightning checkpoints (`model.model.`), MoCo-CXR's (`module.encoder_q.`), whole
-segmentation networks (`encoder.`) and this project's records. Nothing in a file is executed, and nothing is downloaded here.
+The reader takes state dicts of torchvision, timm and smp, CheXpert's Lightning checkpoints (`model.model.`), those of
+MoCo-CXR (`module.encoder_q.`), whole segmentation networks (`encoder.`), and this project's records. Nothing in a file
+is executed, and nothing is downloaded here.
 """
 
 import argparse
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pickle import UnpicklingError
 from typing import Any
@@ -19,7 +20,7 @@ from torch import nn
 from chexseg_ray.data.normalisation import STATISTICS
 
 HEADS = ("fc.", "_fc.", "classifier.", "head.", "linear.", "last_linear.")
-# where a file keeps the encoder, by whom it is written so, and the statistics that its images were normalised with
+# what stands before the encoder's names in a file: who writes such files, and the statistics that they usually go with
 PREFIXES = {
     "": ("torchvision, timm or smp", "imagenet"),
     "model.model.": ("CheXpert's Lightning classifier", "imagenet"),
@@ -29,14 +30,20 @@ PREFIXES = {
     "module.": ("a DataParallel network", "imagenet"),
     "model.": ("a Lightning network", "imagenet"),
 }
-_TRACKED = "num_batches_tracked"
+_TRACKED = "num_batches_tracked"  # BatchNorm's counter; old files lack it, and nothing reads it
 _TIMM_STAGE = re.compile(r"_(\d+)\.")  # smp's `stages_0.` is the file's `stages.0.`
-_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")  # now `norm1.`, in old files `norm.1.`
 
 
 @dataclass(frozen=True)
 class EncoderWeights:
-    """A state dict with the encoder's own names, the name of its normalisation statistics, and what was found in the file."""
+    """The weights of one encoder, as read_encoder finds them in a file.
+
+    Args:
+        state: the state dict, with the encoder's names.
+        normalisation: a name of data.normalisation.STATISTICS, of the images that the weights were trained on.
+        provenance: what was found in the file, as it goes into a record.
+    """
 
     state: dict[str, torch.Tensor]
     normalisation: str
@@ -44,7 +51,13 @@ class EncoderWeights:
 
 
 def build_encoder(architecture: str) -> nn.Module:
-    """An smp (or timm, `tu-...`) encoder with random weights: float [B, 3, S, S] to a list of features, the last at S / 32.
+    """Build an encoder with random weights.
+
+    Args:
+        architecture: smp's name of the encoder; `tu-...` for one of timm.
+
+    Returns:
+        The encoder: float [B, 3, S, S] to a list of features, the last of them at S / 32.
 
     Raises:
         ValueError: smp knows no such encoder.
@@ -56,21 +69,28 @@ def build_encoder(architecture: str) -> nn.Module:
     try:
         encoder: nn.Module = get_encoder(architecture, weights=None)
     except (KeyError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{architecture}: {' '.join(str(error).strip(chr(39)).split())[:200]}") from None
+        reason = " ".join(str(error).strip("'").split())[:200]
+        raise ValueError(f"{architecture}: {reason}") from None
     return encoder
 
 
 def encoder_channels(architecture: str) -> int:
-    """Channels of the last features."""
+    """The number of channels of an encoder's last features. Raises ValueError as build_encoder does."""
     encoder: Any = build_encoder(architecture)
     return int(encoder.out_channels[-1])
 
 
 def read_state(data: bytes) -> dict[str, torch.Tensor]:
-    """The state dict in a file's bytes: safetensors, or what torch.save wrote (a state dict, alone or as `state_dict`).
+    """Read the state dict in a file.
+
+    Args:
+        data: the file's bytes: safetensors, or what torch.save wrote, a state dict or a dict with a `state_dict`.
+
+    Returns:
+        The tensors by their names in the file.
 
     Raises:
-        ValueError: the bytes hold no state dict, or something that is not only weights (which is not executed).
+        ValueError: the bytes hold no state dict, or more than plain weights. Code in the file is not executed.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -78,20 +98,33 @@ def read_state(data: bytes) -> dict[str, torch.Tensor]:
     try:
         if data[8:9] == b"{":  # safetensors: the header's length in 8 bytes, then JSON
             return dict(load(data))
-        with torch.serialization.safe_globals([argparse.Namespace]):  # what Lightning keeps its hyperparameters in
+        with torch.serialization.safe_globals([argparse.Namespace]):  # Lightning keeps its hyperparameters in one
             found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it holds a {foreign.group(1)}: save its state_dict alone" if foreign else (str(error).splitlines() or [type(error).__name__])[0]
+        if foreign:
+            reason = f"it holds a {foreign.group(1)}: save its state_dict alone"
+        elif str(error):
+            reason = str(error).splitlines()[0]
+        else:
+            reason = type(error).__name__
         raise ValueError(f"no weights can be read ({reason})") from None
     state = found.get("state_dict", found) if isinstance(found, dict) else found
-    if not isinstance(state, dict) or not state or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+    is_state = isinstance(state, dict) and all(isinstance(tensor, torch.Tensor) for tensor in state.values())
+    if not is_state or not state:
         raise ValueError("it holds no state dict: names with a tensor each")
     return dict(state)
 
 
 def read_facts(data: bytes) -> dict[str, Any]:
-    """What a record of this project says of its network (architecture, normalisation, pathologies, ...); empty for other files."""
+    """Read what a record of this project reports of its network.
+
+    Args:
+        data: the file's bytes.
+
+    Returns:
+        Architecture, normalisation, pathologies and so on; empty for files that are no records of this project.
+    """
     if data[8:9] != b"{":
         return {}
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -100,44 +133,55 @@ def read_facts(data: bytes) -> dict[str, Any]:
 
 
 def read_encoder(
-    data: bytes, encoder: nn.Module, architecture: str, pathologies: Sequence[str] = (), normalisation: str | None = None
+    data: bytes,
+    encoder: nn.Module,
+    architecture: str,
+    pathologies: Sequence[str] = (),
+    normalisation: str | None = None,
 ) -> EncoderWeights:
-    """The weights of one encoder out of a file, whoever wrote it.
+    """Read the weights of one encoder from a file, whoever wrote it.
 
     Args:
-        data: the file.
-        encoder: the network they are for; not changed.
-        architecture: its name, which must be the one that a record of this project names.
+        data: the file's bytes.
+        encoder: the network that the weights are for; it is not changed.
+        architecture: the encoder's name; a record of this project must name the same.
         pathologies: the study's, in channel order; a record that has the same ones in another order is refused.
-        normalisation: a name of data.normalisation.STATISTICS, for a file that does not say; otherwise the file's, or its writer's usual one.
+        normalisation: a name of data.normalisation.STATISTICS, for a file that names none; without it, such a file gets
+            the usual one of its writer.
 
     Returns:
-        Every weight of the encoder. `provenance` counts the names that were `loaded`, and lists the names of the encoder that the file
-        `lacks` (num_batches_tracked alone may be lacking) and, shortened to their beginnings, the parts of the file that were `left_out`.
+        All weights of the encoder. `provenance` has the `format`, the number of names that were `loaded`, the encoder's
+        names that the file `lacks` (only num_batches_tracked may be missing), the beginnings of the file's names that
+        were `left_out`, and the `normalisation`.
 
     Raises:
-        ValueError: no file of weights; another architecture; pathologies in another order; a name that is missing or unexpected, a wrong
-            shape, a value that is not finite.
+        ValueError: the file holds no weights; the weights are of another architecture, or of pathologies in another
+            order; a name is missing or unexpected, a shape is wrong, or a value is not finite.
     """
     state, facts = read_state(data), read_facts(data)
-    named = facts.get("encoder") or facts.get("architecture")
-    if named is not None and named != architecture:
-        raise ValueError(f"it is a {named}'s, not a {architecture}'s")
+    recorded = facts.get("encoder") or facts.get("architecture")
+    if recorded is not None and recorded != architecture:
+        raise ValueError(f"it is a {recorded}'s, not a {architecture}'s")
     order = facts.get("pathologies", [])
     if list(pathologies) != order and sorted(pathologies) == sorted(order) and order:
-        raise ValueError(f"it was trained on the pathologies in another order ({order[0]} first), so its channels are not this study's")
+        raise ValueError(
+            f"it was trained on the pathologies in another order ({order[0]} first), "
+            "so its channels are not this study's"
+        )
     state = {_OLD_DENSENET.sub(r"\1\2.", name): tensor for name, tensor in state.items()}
-    prefix, places = _places(encoder.state_dict(), state)
-    found = {name: state[place] for name, place in places.items()}
-    rest = [name for name in state if name not in set(places.values())]
-    parts = {place.removeprefix(prefix).split(".")[0] for place in places.values()}
+    prefix, file_names = _names_in_file(encoder.state_dict(), state)
+    found = {name: state[file_name] for name, file_name in file_names.items()}
+    used = set(file_names.values())
+    rest = [name for name in state if name not in used]
+    parts = {file_name.removeprefix(prefix).split(".")[0] for file_name in used}
     timm = architecture.startswith("tu-")  # built without the parts that make no features, whatever these are called
 
-    def no_encoder(name: str) -> bool:
-        own = name.removeprefix(prefix)
-        return not name.startswith(prefix) or own.startswith(HEADS) or (timm and own.split(".")[0] not in parts)
+    def is_foreign(name: str) -> bool:
+        """Whether a name in the file belongs to a head or to another network, not to the encoder."""
+        bare = name.removeprefix(prefix)
+        return not name.startswith(prefix) or bare.startswith(HEADS) or (timm and bare.split(".")[0] not in parts)
 
-    left_out = [name for name in rest if no_encoder(name)]
+    left_out = [name for name in rest if is_foreign(name)]
     unexpected = {name: state[name] for name in rest if name not in set(left_out)}
     check_encoder(encoder, found | unexpected)
     writer, usual = PREFIXES[prefix]
@@ -154,44 +198,73 @@ def read_encoder(
     return EncoderWeights(found, chosen, provenance)
 
 
-def _places(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, str]]:
-    """The prefix before the encoder's names in a file, and the name in the file of each own one that is there."""
-    spellings = [{name: name for name in own}, {name: _TIMM_STAGE.sub(r".\1.", name.removeprefix("model.")) for name in own}]
-    found = [(p, {name: p + there for name, there in spelled.items() if p + there in state}) for p in PREFIXES for spelled in spellings]
-    prefix, places = max(found, key=lambda each: len(each[1]))
-    if not places:
-        raise ValueError(f"none of the encoder's {len(own)} names is in it, such as {next(iter(own))}; the file's begin with {next(iter(state))}")
-    return prefix, places
+def _names_in_file(expected: Iterable[str], state: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, str]]:
+    """Find the encoder's names in a file.
+
+    Args:
+        expected: the encoder's names.
+        state: the file's tensors by name.
+
+    Returns:
+        What stands before the encoder's names in the file, and the name in the file of each name that is there.
+
+    Raises:
+        ValueError: none is there.
+    """
+    names = list(expected)
+    spellings = [
+        {name: name for name in names},
+        {name: _TIMM_STAGE.sub(r".\1.", name.removeprefix("model.")) for name in names},
+    ]
+    best_prefix = ""
+    best: dict[str, str] = {}
+    for prefix in PREFIXES:
+        for spelling in spellings:
+            found = {name: prefix + spelled for name, spelled in spelling.items() if prefix + spelled in state}
+            if len(found) > len(best):
+                best_prefix, best = prefix, found
+    if not best:
+        raise ValueError(
+            f"none of the encoder's {len(names)} names is in it, such as {names[0]}; "
+            f"the file's begin with {next(iter(state))}"
+        )
+    return best_prefix, best
 
 
 def _summary(names: Sequence[str], prefix: str) -> list[str]:
-    """`fc. (2)`, `module.encoder_k. (124)`, `queue`: what names begin with, and how many do."""
+    """Shorten names to their beginnings, with the number of names behind each: `fc. (2)`, `module.encoder_k. (124)`."""
     lengths = [prefix.count(".") + 1 if name.startswith(prefix) else 2 for name in names]
     first = [".".join(name.split(".")[:length]) for name, length in zip(names, lengths, strict=True)]
-    return [beginning if beginning in names else f"{beginning}. ({first.count(beginning)})" for beginning in dict.fromkeys(first)]
+    return [
+        beginning if beginning in names else f"{beginning}. ({first.count(beginning)})"
+        for beginning in dict.fromkeys(first)
+    ]
 
 
 def check_encoder(encoder: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Refuse a state that is not exactly an encoder's. (BatchNorm's `num_batches_tracked`, which old files lack and nothing reads, may be missing.)
+    """Refuse a state that is not exactly an encoder's; only BatchNorm's `num_batches_tracked` may be missing.
+
+    Args:
+        encoder: the network; it is not changed.
+        state: tensors by name.
 
     Raises:
-        ValueError: naming the first keys that are missing, unexpected, of another shape or not finite.
+        ValueError: names are missing or unexpected, or tensors have another shape or are not finite; the message gives
+            the number of faults and the first three.
     """
-    own = encoder.state_dict()
-    faults = [f"missing {name}" for name in own if name not in state and not name.endswith(_TRACKED)]
-    faults += [f"unexpected {name}" for name in state if name not in own]
-    faults += [
-        f"{name} has shape {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
+    expected = encoder.state_dict()
+    faults = [f"missing {name}" for name in expected if name not in state and not name.endswith(_TRACKED)]
+    faults += [f"unexpected {name}" for name in state if name not in expected]
+    for name, tensor in expected.items():
+        if name in state and state[name].shape != tensor.shape:
+            faults.append(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
     faults += [f"{name} is not finite" for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if faults:
         raise ValueError(f"encoder weights do not fit, {len(faults)} faults: {'; '.join(faults[:3])}")
 
 
 def load_encoder(encoder: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Load encoder weights, all of them. Raises ValueError as check_encoder does."""
+    """Load all weights of an encoder from a state dict with its names. Raises ValueError as check_encoder does."""
     check_encoder(encoder, state)
     tracked = {name: tensor for name, tensor in encoder.state_dict().items() if name.endswith(_TRACKED)}
     nn.Module.load_state_dict(encoder, tracked | dict(state))

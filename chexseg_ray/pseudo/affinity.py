@@ -1,13 +1,20 @@
-"""Pairs of cells within a radius, the affinity of each (paper eq. 5), and the three losses of IRNet (paper eq. 3, 4, 6).
+"""Pairs of neighbouring cells, their affinities (paper eq. 5), and the three losses of IRNet (paper eq. 3, 4 and 6).
 
-A pair is a cell and one at most a radius away, each unordered pair once: a direction (dy, dx) of the half plane. All pairs of
-one direction are two shifted views of a map, and the largest boundary value on their paths is a running maximum over shifted
-views: no index of pairs exists anywhere. Maps have the batch last, so that a view's rows are long runs of memory.
+`reference_losses` writes the equations out pair by pair, for readers; training uses `irnet_losses`, which computes the
+same numbers and their gradients fast.
+
+A pair is two cells closer than the radius, and each unordered pair counts once: its direction (dy, dx) lies in one half
+plane. All pairs of one direction are two shifted views of a map, and the largest boundary value on their paths is a
+running maximum over shifted views, so no index of pairs is ever built. Maps have the batch last, so that a view's rows
+are long runs of memory.
 """
 
+import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations, product
 from typing import Any
 
 import torch
@@ -22,7 +29,7 @@ Direction = tuple[int, int]
 
 @cache
 def directions(radius: int) -> tuple[Direction, ...]:
-    """The displacements (dy, dx) shorter than the radius, one of each opposite two: (0, x > 0), then y > 0."""
+    """The directions (dy, dx) shorter than the radius, one of each opposite two: first (0, dx > 0), then dy > 0."""
     reach = range(1 - radius, radius)
     half = [(0, x) for x in reach if x > 0] + [(y, x) for y in reach if y > 0 for x in reach]
     return tuple((y, x) for y, x in half if x * x + y * y < radius * radius)
@@ -30,22 +37,25 @@ def directions(radius: int) -> tuple[Direction, ...]:
 
 @cache
 def path(direction: Direction) -> tuple[Direction, ...]:
-    """The cells between a pair's ends, both included: those of its bounding box closer than one cell to its line."""
+    """The cells (y, x) on the line between a pair's ends, counted from its first end; the paper's Pi_ij (eq. 5).
+
+    These are the cells of the pair's bounding box closer than one cell to the line; both ends belong to them.
+    """
     dy, dx = direction
     box = [(y, x) for y in range(dy + 1) for x in range(min(dx, 0), max(dx, 0) + 1)]
     return tuple((y, x) for y, x in box if (y * dx - x * dy) ** 2 < dy * dy + dx * dx)
 
 
 def shifted(maps: torch.Tensor, direction: Direction, cell: Direction) -> torch.Tensor:
-    """The cells at an offset from every pair's first end, as a view.
+    """View the cell at one offset from the first end of every pair.
 
     Args:
-        maps: [h, w, ...].
+        maps: [h, w, ...], of any dtype.
         direction: (dy, dx) of the pairs.
-        cell: offset (y, x) within the pair's bounding box: (0, 0) is the first end, the direction itself the second.
+        cell: offset (y, x) in the pair's bounding box; (0, 0) is the first end, the direction itself is the second.
 
     Returns:
-        [h - dy, w - |dx|, ...], one entry a pair; empty when the map is smaller than the direction.
+        [h - dy, w - |dx|, ...], one entry per pair; empty when the map is smaller than the direction.
     """
     dy, dx = direction
     height, width = max(maps.shape[0] - dy, 0), max(maps.shape[1] - abs(dx), 0)
@@ -54,7 +64,15 @@ def shifted(maps: torch.Tensor, direction: Direction, cell: Direction) -> torch.
 
 
 def path_max(boundary: torch.Tensor, direction: Direction) -> torch.Tensor:
-    """The largest value on every pair's path: [h, w, ...] to [h - dy, w - |dx|, ...]."""
+    """The largest value on the path of every pair of one direction.
+
+    Args:
+        boundary: float [h, w, ...].
+        direction: (dy, dx) of the pairs.
+
+    Returns:
+        float [h - dy, w - |dx|, ...], one entry per pair.
+    """
     cells = path(direction)
     top = shifted(boundary, direction, cells[0]).clone()
     for cell in cells[1:]:
@@ -63,33 +81,60 @@ def path_max(boundary: torch.Tensor, direction: Direction) -> torch.Tensor:
 
 
 def affinity(boundary: torch.Tensor, direction: Direction) -> torch.Tensor:
-    """a = 1 - max over the path of the boundary map (paper eq. 5): [h, w, ...] in [0, 1] to [h - dy, w - |dx|, ...]."""
+    """The affinity of every pair of one direction: a = 1 - the boundary map's maximum on the path (paper eq. 5).
+
+    Args:
+        boundary: float [h, w, ...] in [0, 1].
+        direction: (dy, dx) of the pairs.
+
+    Returns:
+        float [h - dy, w - |dx|, ...] in [0, 1], one entry per pair.
+    """
     return 1 - path_max(boundary, direction)
 
 
 class PairLabels:
-    """IR labels of a batch with the kind of every pair: both foreground, both background, or one of each.
+    """The IR labels of a batch, and the kind of every pair: both cells foreground, both background, or one of each.
 
-    A cell's labels of up to ten pathologies are the bits of one integer, so a pair's kinds are a few bitwise operations, and a
-    sum over pathologies is one look-up.
+    A cell's labels of up to ten pathologies are the bits of one integer. A few bitwise operations then give a pair's
+    kinds, and one look-up gives a sum over pathologies.
     """
 
     def __init__(self, labels: torch.Tensor, radius: int) -> None:
-        """labels: uint8 [B, K, h, w] of 0, 1 and 255."""
+        """Pack the labels into bits.
+
+        Args:
+            labels: uint8 [B, K, h, w] of 0, 1 and 255.
+            radius: in cells; two cells closer than this are a pair.
+        """
         self.num_pathologies = labels.shape[1]
         self.radius = radius
         self._foreground, self._background = _bits(labels == FOREGROUND), _bits(labels == BACKGROUND)
 
     def kinds(self, direction: Direction) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """For each group of pathologies its number and the bits int32 [h - dy, w - |dx|, B] of the three kinds."""
+        """Find the kind of every pair of one direction, for one group of up to ten pathologies after another.
+
+        Args:
+            direction: (dy, dx) of the pairs.
+
+        Yields:
+            The group's number, and three int32 [h - dy, w - |dx|, B] of bits: bit k of an entry is set where, for
+            pathology k of the group, both cells are foreground, both are background, or there is one of each.
+        """
         for group, (foreground, background) in enumerate(zip(self._foreground, self._background, strict=True)):
             f1, f2 = shifted(foreground, direction, (0, 0)), shifted(foreground, direction, direction)
             b1, b2 = shifted(background, direction, (0, 0)), shifted(background, direction, direction)
             yield group, f1 & f2, b1 & b2, (f1 & b2) | (b1 & f2)
 
     def counts(self) -> torch.Tensor:
-        """int64 [K, 4]: foreground cells, foreground pairs, background pairs, pairs of one of each. Over replicas they are added."""
-        histograms = torch.zeros(len(self._foreground), 4, 1 << _GROUP, dtype=torch.int64, device=self._foreground.device)
+        """Count cells and pairs of each pathology; the counts of the shares of a batch add up to the batch's.
+
+        Returns:
+            int64 [K, 4]: foreground cells, foreground pairs, background pairs, pairs of one of each.
+        """
+        histograms = torch.zeros(
+            len(self._foreground), 4, 1 << _GROUP, dtype=torch.int64, device=self._foreground.device
+        )
         for group, bits in enumerate(self._foreground):
             histograms[group, 0] = torch.bincount(bits.flatten(), minlength=1 << _GROUP)
         for direction in directions(self.radius):
@@ -101,64 +146,137 @@ class PairLabels:
 
 
 def _bits(chosen: torch.Tensor) -> torch.Tensor:
-    """bool [B, K, h, w] to int32 [ceil(K / 10), h, w, B]."""
-    groups = torch.split(chosen, _GROUP, dim=1)
-    packed = [sum((g[:, k].to(torch.int32) << k for k in range(g.shape[1])), torch.zeros_like(g[:, 0], dtype=torch.int32)) for g in groups]
-    return torch.stack([p.permute(1, 2, 0) for p in packed]).contiguous()
+    """Pack bool [B, K, h, w] into int32 [ceil(K / 10), h, w, B]: pathology k of a group is bit k."""
+    packed = []
+    for group in torch.split(chosen, _GROUP, dim=1):
+        bits = torch.zeros_like(group[:, 0], dtype=torch.int32)
+        for k in range(group.shape[1]):
+            bits = bits + (group[:, k].to(torch.int32) << k)
+        packed.append(bits.permute(1, 2, 0))
+    return torch.stack(packed).contiguous()
 
 
 def _bit_table(device: torch.device) -> torch.Tensor:
-    """float64 [1024, 10]: the bits of each index."""
+    """The bits of each index from 0 to 1023: float64 [1024, 10] of 0 and 1."""
     index = torch.arange(1 << _GROUP, device=device)
     return ((index[:, None] >> torch.arange(_GROUP, device=device)) & 1).double()
 
 
 @dataclass(frozen=True)
 class IrnetLosses:
-    """Scalars: boundary (paper eq. 6), foreground and background displacement (eq. 3 and 4; 0 without the branch)."""
+    """The three losses of IRNet, each a scalar.
+
+    Args:
+        boundary: the boundary loss (paper eq. 6).
+        foreground: the displacement loss of foreground pairs (eq. 3); 0 without the displacement branch.
+        background: the displacement loss of background pairs (eq. 4); 0 without the displacement branch.
+    """
 
     boundary: torch.Tensor
     foreground: torch.Tensor
     background: torch.Tensor
 
 
-def irnet_losses(boundary: torch.Tensor, displacement: torch.Tensor | None, labels: PairLabels, counts: torch.Tensor | None = None) -> IrnetLosses:
+def reference_losses(
+    boundary: torch.Tensor, displacement: torch.Tensor, labels: torch.Tensor, radius: int
+) -> IrnetLosses:
+    """Paper eq. 3 to 6 written out pair by pair, for readers and tests; slow: `irnet_losses` computes the same numbers.
+
+    The paper's delta(i, j) is D_j - D_i. Here it is D_i - D_j, because D points to the centroid (paper appendix A.2):
+    two cells of one instance then differ by D_i - D_j = x_j - x_i, as eq. 3 asks. EPSILON keeps the logarithms finite.
+
+    Args:
+        boundary: float [B, h, w] in [0, 1].
+        displacement: float [B, 2, h, w], (dy, dx) in cells.
+        labels: IR labels uint8 [B, K, h, w] of 0, 1 and 255.
+        radius: in cells; two cells closer than this are a pair.
+
+    Returns:
+        The mean of each loss over the pathologies that have foreground in the batch; 0 when none has.
+    """
+
+    def mean(terms: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(terms).mean() if terms else boundary.new_zeros(())
+
+    cells = product(range(labels.shape[2]), range(labels.shape[3]))
+    neighbours = [(i, j) for i, j in combinations(cells, 2) if math.dist(i, j) < radius]
+    boundaries, foregrounds, backgrounds = [], [], []
+    for k in range(labels.shape[1]):
+        if not (labels[:, k] == FOREGROUND).any():
+            continue
+        pairs = defaultdict(list)  # by the labels of both ends; pairs with a 255 stay unused
+        for b, (i, j) in product(range(len(labels)), neighbours):
+            delta_hat = (j[0] - i[0], j[1] - i[1])  # x_j - x_i
+            a = 1 - torch.stack([boundary[b, i[0] + y, i[1] + x] for y, x in path(delta_hat)]).max()  # eq. 5
+            delta = displacement[b, :, *i] - displacement[b, :, *j]
+            first, second = sorted((int(labels[b, k, *i]), int(labels[b, k, *j])))
+            pairs[first, second].append((a, delta, torch.tensor(delta_hat)))
+        same_fg, same_bg = pairs[FOREGROUND, FOREGROUND], pairs[BACKGROUND, BACKGROUND]
+        unequal = pairs[BACKGROUND, FOREGROUND]
+        foregrounds.append(mean([(delta_hat - delta).abs().sum() for _, delta, delta_hat in same_fg]))  # eq. 3
+        backgrounds.append(mean([delta.abs().sum() for _, delta, _ in same_bg]))  # eq. 4
+        boundaries.append(  # eq. 6
+            mean([-(a + EPSILON).log() for a, _, _ in same_fg]) / 2
+            + mean([-(a + EPSILON).log() for a, _, _ in same_bg]) / 2
+            + mean([-(1 - a + EPSILON).log() for a, _, _ in unequal])
+        )
+    return IrnetLosses(mean(boundaries), mean(foregrounds), mean(backgrounds))
+
+
+def irnet_losses(
+    boundary: torch.Tensor, displacement: torch.Tensor | None, labels: PairLabels, counts: torch.Tensor | None = None
+) -> IrnetLosses:
     """The losses of a batch, each the mean over the pathologies that have foreground in it.
 
-    Per pathology and with its own number of pairs, over the batch:
-    boundary = mean over foreground pairs of -log a, halved, plus the same over background pairs, plus the mean over unequal
-    pairs of -log(1 - a) (eq. 6); foreground displacement = mean of |D_1 - D_2 - (x_2 - x_1)| (eq. 3, for a D that points to the
-    centroid); background displacement = mean of |D_1 - D_2| (eq. 4). A kind without pairs adds nothing.
+    For each pathology, over its pairs (i, j) in the batch, with a the affinity (eq. 5) and x the cells:
+    - boundary (eq. 6): half the mean of -log a over foreground pairs, plus half the same mean over background pairs,
+      plus the mean of -log(1 - a) over pairs of one of each;
+    - foreground (eq. 3): the mean of |D_i - D_j - (x_j - x_i)| over foreground pairs, as D points to the centroid;
+    - background (eq. 4): the mean of |D_i - D_j| over background pairs.
+    A kind without pairs adds nothing. `reference_losses` writes the sums out.
 
     Args:
         boundary: float [B, h, w] in [0, 1].
         displacement: float [B, 2, h, w], (dy, dx) in cells; or None.
-        labels: of the same batch.
-        counts: int64 [K, 4] of the whole batch, when this is one replica's share of it; the losses are then this share's part.
+        labels: the labels of the same batch.
+        counts: int64 [K, 4], the counts of the whole batch when the other arguments are one replica's share of it; the
+            losses are then this share's part.
 
     Returns:
         Scalars; gradients reach boundary and displacement. Extra memory is a few maps, whatever the radius.
     """
-    counts = labels.counts() if counts is None else counts
-    out: torch.Tensor = _PairLosses.apply(boundary, displacement, labels, _weights(counts, boundary))
-    return IrnetLosses(*out.unbind())
+    if counts is None:
+        counts = labels.counts()
+    losses: torch.Tensor = _PairLosses.apply(boundary, displacement, labels, _weights(counts, boundary))
+    return IrnetLosses(*losses.unbind())
 
 
 def _weights(counts: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """[groups, 3, 1024]: for each kind of pair and each set of pathologies, the sum of 1 / (positive pathologies x pairs)."""
+    """The weight of a pair by its kind and the set of pathologies that it is of this kind for.
+
+    Args:
+        counts: int64 [K, 4], as PairLabels.counts gives them.
+        like: a tensor whose dtype the weights get.
+
+    Returns:
+        float [groups, 3, 1024]: the sum, over the pathologies in the set, of 1 / (positive pathologies x pairs).
+    """
     positive = counts[:, 0] > 0
-    each = torch.where(positive[:, None], 1 / counts[:, 1:].clamp(min=1).double(), 0.0) / positive.sum().clamp(min=1)
-    padded = torch.zeros(-len(each) % _GROUP + len(each), 3, dtype=torch.float64, device=each.device)
-    padded[: len(each)] = each
-    table = _bit_table(each.device) @ padded.view(-1, _GROUP, 3)
+    weight = torch.where(positive[:, None], 1 / counts[:, 1:].clamp(min=1).double(), 0.0) / positive.sum().clamp(min=1)
+    padded = torch.zeros(-len(weight) % _GROUP + len(weight), 3, dtype=torch.float64, device=weight.device)
+    padded[: len(weight)] = weight
+    table = _bit_table(weight.device) @ padded.view(-1, _GROUP, 3)
     return table.permute(0, 2, 1).to(like.dtype).contiguous()
 
 
 class _PairLosses(torch.autograd.Function):
-    """Losses and their gradients in one pass over the directions: nothing of a direction outlives it."""
+    """The losses and their gradients in one pass over the directions; nothing of a direction outlives its turn."""
 
     @staticmethod
-    def forward(ctx: Any, boundary: torch.Tensor, displacement: torch.Tensor | None, labels: PairLabels, weights: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, boundary: torch.Tensor, displacement: torch.Tensor | None, labels: PairLabels, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """The three losses [3], boundary, foreground, background; saves their slopes by boundary and displacement."""
         maps = boundary.detach().permute(1, 2, 0).contiguous()
         slopes = torch.zeros_like(maps)
         fields = None if displacement is None else displacement.detach().permute(2, 3, 1, 0).contiguous()
@@ -172,12 +290,15 @@ class _PairLosses(torch.autograd.Function):
             if fields is not None:
                 target = torch.tensor(direction, dtype=fields.dtype, device=fields.device)[:, None]
                 losses[1] += _displacement_term(fields, field_slopes[0], direction, foreground, target)
-                losses[2] += _displacement_term(fields, field_slopes[1], direction, background, torch.zeros_like(target))
-        ctx.save_for_backward(slopes.permute(2, 0, 1), *(s.permute(3, 2, 0, 1) for s in field_slopes))
+                losses[2] += _displacement_term(
+                    fields, field_slopes[1], direction, background, torch.zeros_like(target)
+                )
+        ctx.save_for_backward(slopes.permute(2, 0, 1), *(slope.permute(3, 2, 0, 1) for slope in field_slopes))
         return losses.to(boundary.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None, None]:
+        """The gradients by boundary and displacement: the saved slopes times the gradient [3] by the losses."""
         slopes, *field_slopes = ctx.saved_tensors
         outer = grads[0]
         field = outer[1] * field_slopes[0] + outer[2] * field_slopes[1] if field_slopes else None
@@ -185,29 +306,62 @@ class _PairLosses(torch.autograd.Function):
 
 
 def _pair_weights(labels: PairLabels, direction: Direction, weights: torch.Tensor) -> list[torch.Tensor]:
-    """The weight [h - dy, w - |dx|, B] that each pair of a direction has in the three kinds' sums."""
+    """The weights [h - dy, w - |dx|, B] of a direction's pairs, one tensor for each of the three kinds."""
     sums: list[torch.Tensor] = []
     for group, *kinds in labels.kinds(direction):
-        own = [weights[group, kind].index_select(0, bits.flatten()).view(bits.shape) for kind, bits in enumerate(kinds)]
-        sums = own if not sums else [a + b for a, b in zip(sums, own, strict=True)]
+        looked_up = [
+            weights[group, kind].index_select(0, bits.flatten()).view(bits.shape) for kind, bits in enumerate(kinds)
+        ]
+        if sums:
+            sums = [total + weight for total, weight in zip(sums, looked_up, strict=True)]
+        else:
+            sums = looked_up
     return sums
 
 
-def _boundary_term(maps: torch.Tensor, slopes: torch.Tensor, direction: Direction, equal: torch.Tensor, unequal: torch.Tensor) -> torch.Tensor:
-    """Eq. 6's part of one direction; adds its gradient to `slopes`, at the first cell of each path that has the maximum."""
+def _boundary_term(
+    maps: torch.Tensor, slopes: torch.Tensor, direction: Direction, equal: torch.Tensor, unequal: torch.Tensor
+) -> torch.Tensor:
+    """One direction's part of eq. 6.
+
+    Its gradient is added to `slopes`, at the first cell of each path that has the maximum.
+
+    Args:
+        maps: the boundary maps, float [h, w, B].
+        slopes: float [h, w, B], changed in place.
+        direction: (dy, dx) of the pairs.
+        equal: weights of pairs with equal labels, float [h - dy, w - |dx|, B].
+        unequal: weights of pairs with one foreground and one background cell, of the same shape.
+
+    Returns:
+        A float64 scalar.
+    """
     top = path_max(maps, direction)
     near, far = 1 + EPSILON - top, top + EPSILON
     loss = -(equal * near.log() + unequal * far.log()).sum(dtype=torch.float64)
     slope = equal / near - unequal / far
     for cell in path(direction):
-        own = torch.where(shifted(maps, direction, cell) == top, slope, 0)
-        shifted(slopes, direction, cell).add_(own)
-        slope.sub_(own)
+        at_maximum = torch.where(shifted(maps, direction, cell) == top, slope, 0)
+        shifted(slopes, direction, cell).add_(at_maximum)
+        slope.sub_(at_maximum)
     return loss
 
 
-def _displacement_term(fields: torch.Tensor, slopes: torch.Tensor, direction: Direction, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Eq. 3's or 4's part of one direction, fields [h, w, 2, B]; adds its gradient to `slopes`."""
+def _displacement_term(
+    fields: torch.Tensor, slopes: torch.Tensor, direction: Direction, weight: torch.Tensor, target: torch.Tensor
+) -> torch.Tensor:
+    """One direction's part of eq. 3 or eq. 4; its gradient is added to `slopes`.
+
+    Args:
+        fields: the displacement fields, float [h, w, 2, B].
+        slopes: float [h, w, 2, B], changed in place.
+        direction: (dy, dx) of the pairs.
+        weight: weights of the pairs, float [h - dy, w - |dx|, B].
+        target: float [2, 1], what D_i - D_j should be: the direction (eq. 3) or zero (eq. 4).
+
+    Returns:
+        A float64 scalar.
+    """
     off = shifted(fields, direction, (0, 0)) - shifted(fields, direction, direction) - target
     slope = off.sign() * weight.unsqueeze(2)
     shifted(slopes, direction, (0, 0)).add_(slope)
@@ -216,7 +370,16 @@ def _displacement_term(fields: torch.Tensor, slopes: torch.Tensor, direction: Di
 
 
 def total_loss(losses: IrnetLosses, weights: str) -> torch.Tensor:
-    """Eq. 7: the `sum` of the three; `halves` weighs as the irn code does: half the boundary loss, a quarter of each displacement loss."""
+    """The loss that training minimises (paper eq. 7).
+
+    Args:
+        losses: the three losses.
+        weights: `sum`, the paper's plain sum; `halves`, the irn code's weights: half the boundary loss and a quarter of
+            each displacement loss.
+
+    Returns:
+        A scalar.
+    """
     if weights == "sum":
         return losses.boundary + losses.foreground + losses.background
     return losses.boundary / 2 + (losses.foreground + losses.background) / 4

@@ -1,5 +1,7 @@
-"""The multi-label image classifier (paper section 3.3.1): networks, label policies, masked loss, probabilities."""
+"""The multi-label image classifier (paper section 3.3.1): networks, label policies, masked loss and probabilities."""
 
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -8,16 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from chexseg_ray.data.normalisation import network_input
+
 IGNORED = -2  # a target that adds nothing to the loss
+Forward = Callable[[torch.Tensor], torch.Tensor]  # a network's pass over a share of a batch
+Sum = Callable[[Iterable[torch.Tensor]], None]  # adds each tensor up over the processes that share a batch, in place
 
 
 def build_classifier(architecture: str, num_pathologies: int, uncertainty: str) -> nn.Module:
-    """A network with random weights: torchvision's DenseNet121 or ResNet18, or another encoder of smp under a linear head.
+    """Build a network with random weights: torchvision's DenseNet121 or ResNet18, or a PooledEncoder.
 
     Args:
-        architecture: densenet121 | resnet18 | an encoder of smp. Names of weights are the encoder's own, the head's begin with HEADS.
+        architecture: densenet121 | resnet18 | an encoder of smp.
         num_pathologies: K.
-        uncertainty: with `threeclass` the head has 3 K outputs, per pathology in the order uncertain, negative, positive.
+        uncertainty: the policy for uncertain labels; with `threeclass` the head has 3 K outputs, for each pathology in
+            the order uncertain, negative, positive.
+
+    Returns:
+        The network: float [B, 3, S, S] to logits float [B, K] or [B, 3 K].
     """
     from torchvision import models
 
@@ -30,7 +40,12 @@ def build_classifier(architecture: str, num_pathologies: int, uncertainty: str) 
 
 
 class PooledEncoder(nn.Module):
-    """The mean of an smp encoder's last features under a linear layer `fc`."""
+    """An encoder of smp, the mean over the positions of its last features, and a linear layer `fc`.
+
+    Args:
+        architecture: an encoder of smp.
+        outputs: how many logits `fc` gives.
+    """
 
     def __init__(self, architecture: str, outputs: int) -> None:
         super().__init__()
@@ -41,26 +56,21 @@ class PooledEncoder(nn.Module):
         self.fc = nn.Linear(encoder.out_channels[-1], outputs)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Logits float [B, outputs] of float [B, 3, S, S]."""
-        out: torch.Tensor = self.fc(self.encoder(inputs)[-1].mean(dim=(2, 3)))
-        return out
+        """The logits float [B, outputs] of inputs float [B, 3, S, S]."""
+        logits: torch.Tensor = self.fc(self.encoder(inputs)[-1].mean(dim=(2, 3)))
+        return logits
 
 
 def trunk_of(model: nn.Module) -> nn.Module:
-    """The part of a classifier whose names of weights are the encoder's own (torchvision's networks: the whole)."""
+    """The part of a classifier whose weights have the encoder's names; torchvision's networks have them as a whole."""
     return model.encoder if isinstance(model, PooledEncoder) else model
 
 
-def head_name(architecture: str) -> str:
-    """The name of the last linear layer in the state dict."""
-    return "classifier" if architecture == "densenet121" else "fc"
-
-
 def training_targets(labels: npt.NDArray[np.float64], uncertainty: str, blanks: str) -> npt.NDArray[np.int8]:
-    """Labels as the CSV has them to targets.
+    """Turn the labels of a CSV into training targets.
 
     Args:
-        labels: [N, K] of 1, 0, -1 (uncertain), NaN (blank).
+        labels: float64 [N, K] of 1, 0, -1 (uncertain) and NaN (blank).
         uncertainty: ignore | zeros | ones | threeclass, what an uncertain label becomes (CheXpert's four policies).
         blanks: zeros | ignore, what a blank becomes.
 
@@ -68,29 +78,86 @@ def training_targets(labels: npt.NDArray[np.float64], uncertainty: str, blanks: 
         int8 [N, K] of 0, 1, -1 (threeclass only) and IGNORED.
     """
     uncertain = {"ignore": IGNORED, "zeros": 0, "ones": 1, "threeclass": -1}[uncertainty]
-    out = np.where(labels == -1, uncertain, np.nan_to_num(labels, nan=0 if blanks == "zeros" else IGNORED))
-    return out.astype(np.int8)
+    blank = 0 if blanks == "zeros" else IGNORED
+    return np.where(labels == -1, uncertain, np.nan_to_num(labels, nan=blank)).astype(np.int8)
 
 
 def masked_loss(logits: torch.Tensor, targets: torch.Tensor, count: int | None = None) -> torch.Tensor:
-    """Cross-entropy averaged over the targets that are not IGNORED (0 when all are).
+    """The cross-entropy averaged over the targets that are not IGNORED.
 
     Args:
         logits: float [B, K], or [B, 3 K] for threeclass.
-        targets: integer [B, K].
-        count: how many targets are not IGNORED in the whole batch, when this is a share of it; the shares' losses then add up.
+        targets: integer [B, K], as training_targets makes them.
+        count: how many targets of the whole batch are not IGNORED, when the other arguments are a share of it; the
+            losses of the shares then add up to the batch's.
+
+    Returns:
+        A scalar; 0 when every target is IGNORED.
     """
     keep = targets != IGNORED
     counted = keep.sum().clamp(min=1) if count is None else max(1, count)
     if logits.shape[1] == targets.shape[1]:
-        each = F.binary_cross_entropy_with_logits(logits, targets.clamp(min=0).to(logits.dtype), reduction="none")
+        losses = F.binary_cross_entropy_with_logits(logits, targets.clamp(min=0).to(logits.dtype), reduction="none")
     else:
-        each = F.cross_entropy(logits.view(-1, 3), (targets.clamp(min=-1) + 1).long().view(-1), reduction="none").view_as(targets)
-    return (each * keep).sum() / counted
+        classes = (targets.clamp(min=-1) + 1).long()
+        losses = F.cross_entropy(logits.view(-1, 3), classes.view(-1), reduction="none").view_as(targets)
+    return (losses * keep).sum() / counted
+
+
+def classifier_update(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    pixels: torch.Tensor,
+    targets: torch.Tensor,
+    count: int,
+    normalisation: str,
+    forward: Forward | None = None,
+    sum_: Sum | None = None,
+) -> float:
+    """Take one training step on the masked cross-entropy.
+
+    Args:
+        model: the classifier, in train mode.
+        optimiser: the optimiser of its parameters.
+        pixels: uint8 [B, S, S].
+        targets: int8 [B, K], as training_targets makes them.
+        count: how many targets of the whole batch are not IGNORED.
+        normalisation: a name of data.normalisation.STATISTICS.
+        forward: the pass through the model when replicas share the batch; without it the model is called.
+        sum_: adds tensors up over the replicas' processes; pixels and targets are then this process's share.
+
+    Returns:
+        The whole batch's loss. When it is not finite, no weight has changed.
+    """
+    optimiser.zero_grad(set_to_none=True)
+    if forward is None:
+        forward = model
+    logits = forward(network_input(pixels, normalisation))
+    loss = masked_loss(logits, targets, count)
+    whole = loss.detach().clone()
+    if sum_ is not None:
+        sum_([whole])
+    value = float(whole)
+    if math.isfinite(value):
+        loss.backward()  # type: ignore[no-untyped-call]
+        if sum_ is not None:
+            sum_(p.grad for p in model.parameters() if p.grad is not None)
+        optimiser.step()
+    return value
 
 
 def probabilities(logits: torch.Tensor, num_pathologies: int) -> torch.Tensor:
-    """P(present) float [B, K]: the sigmoid, or for threeclass the softmax over negative and positive alone."""
+    """The probability that each pathology is present.
+
+    This is the sigmoid of the logit, or for threeclass the softmax over negative and positive only.
+
+    Args:
+        logits: float [B, K], or [B, 3 K] for threeclass.
+        num_pathologies: K.
+
+    Returns:
+        float [B, K] in [0, 1].
+    """
     if logits.shape[1] == num_pathologies:
         return logits.sigmoid()
     three = logits.view(len(logits), num_pathologies, 3)

@@ -1,25 +1,26 @@
-"""Which pathologies of an image may have a mask at all."""
-
-from collections.abc import Mapping
-from typing import Any
+"""The gate that decides which pathologies of an image may have a mask at all."""
 
 import numpy as np
 import numpy.typing as npt
 
 
-def open_gates(config: Mapping[str, Any], labels: npt.NDArray[np.float64], probability: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """The gate of every image and pathology.
+def open_gates(
+    labels: npt.NDArray[np.float64], probability: npt.NDArray[np.float32], gate: str, gate_probability: float
+) -> npt.NDArray[np.bool_]:
+    """Decide for every image and pathology whether a mask is allowed.
 
     Args:
-        config: `gate`: label (the image-level label is 1), probability (the classifier's is above `gate_probability`), or none.
-        labels: float64 [N, K] of 1, 0, -1 and NaN.
-        probability: float32 [N, K] in [0, 1].
+        labels: image-level labels float64 [N, K] of 1, 0, -1 (uncertain) and NaN (blank).
+        probability: the classifier's probabilities, float32 [N, K] in [0, 1].
+        gate: `label` opens where the label is 1, `probability` where the probability is above `gate_probability`, and
+            `none` opens everywhere.
+        gate_probability: in [0, 1]; used by the gate `probability` only.
 
     Returns:
-        bool [N, K].
+        bool [N, K], True where the gate is open.
     """
-    if config["gate"] == "label":
+    if gate == "label":
         return np.asarray(labels == 1)
-    if config["gate"] == "probability":
-        return np.asarray(probability.astype(np.float64) > config["gate_probability"])
+    if gate == "probability":
+        return np.asarray(probability.astype(np.float64) > gate_probability)
     return np.ones(labels.shape, dtype=bool)

@@ -1,7 +1,7 @@
-"""Grad-CAM (paper eq. 1 and 2) in closed form: all pathologies from one forward pass, no backward.
+"""Grad-CAM (paper eq. 1 and 2) in closed form: the maps of all pathologies from one forward and no backward pass.
 
-With A the tensor that is averaged into the linear head, dy_c/dA^k_ij = w_ck / Z everywhere, so alpha = w_ck / Z and
-L = ReLU(sum_k w_ck A^k) / Z: exactly the classic CAM over Z (reference.md section 9).
+Let A be the tensor that is averaged over its Z positions into the linear head. Then dy_c/dA^k_ij = w_ck / Z at every
+position, so alpha = w_ck / Z and L = ReLU(sum_k w_ck A^k) / Z: exactly the classic CAM over Z (reference.md section 9).
 """
 
 from typing import cast
@@ -12,7 +12,15 @@ from torch import nn
 
 
 def head_weights(model: nn.Module, num_pathologies: int) -> torch.Tensor:
-    """The weights w [K, C] of each pathology's score; for a threeclass head w_positive - w_negative."""
+    """The weights of each pathology's score.
+
+    Args:
+        model: a classifier whose linear head is named `classifier` or `fc`.
+        num_pathologies: K.
+
+    Returns:
+        float [K, C], detached; for a threeclass head the positive class's weights minus the negative class's.
+    """
     head = cast(nn.Linear, getattr(model, "classifier", None) or getattr(model, "fc", None))
     weight = head.weight.detach()
     if weight.shape[0] == num_pathologies:
@@ -21,8 +29,19 @@ def head_weights(model: nn.Module, num_pathologies: int) -> torch.Tensor:
     return three[:, 2] - three[:, 1]
 
 
-def _densenet_features(features: nn.Sequential, images: torch.Tensor, fine_grid: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """norm5's output on the usual grid and on the grid of the map (twice as fine with fine_grid)."""
+def _densenet_features(
+    features: nn.Sequential, images: torch.Tensor, fine_grid: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The outputs of DenseNet's norm5, before its ReLU, for the logits and for the maps.
+
+    Args:
+        features: torchvision's DenseNet without its head.
+        images: float [B, 3, S, S], normalised.
+        fine_grid: leave the pooling of the last transition out for the maps.
+
+    Returns:
+        float [B, C, S / 32, S / 32], and the same tensor again or, with fine_grid, float [B, C, S / 16, S / 16].
+    """
     stages = dict(features.named_children())
     x = images
     for name, stage in stages.items():
@@ -40,6 +59,7 @@ def _densenet_features(features: nn.Sequential, images: torch.Tensor, fine_grid:
 
 
 def _resnet_features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """The features [B, C, S / 32, S / 32] that a ResNet averages, of images float [B, 3, S, S]."""
     x = images
     for name, stage in model.named_children():
         if name == "avgpool":
@@ -51,21 +71,23 @@ def _resnet_features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 def grad_cam(
     model: nn.Module, images: torch.Tensor, num_pathologies: int, variant: str = "post_relu", fine_grid: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and Grad-CAM maps of all pathologies.
+    """Compute the logits and the Grad-CAM maps of all pathologies.
 
     Args:
-        model: torchvision DenseNet or ResNet in eval mode, its head linear after a global average.
+        model: torchvision's DenseNet or ResNet in eval mode, with a linear head after a global average.
         images: float32 [B, 3, S, S], normalised.
         num_pathologies: K.
-        variant: `post_relu`, the features that are averaged (the paper's eq. 2 at the last feature map); `pre_relu`, DenseNet's
-            norm5 before its ReLU, as the released code's hook: alpha = w f / Z with f the share of positive positions.
-        fine_grid: leave the pooling of DenseNet's last transition out for the map (not for the logits).
+        variant: `post_relu` takes the features that are averaged (the paper's eq. 2 at the last feature map).
+            `pre_relu` takes DenseNet's norm5 before its ReLU, like the hook of the released code; then alpha = w f / Z
+            with f the share of positive positions.
+        fine_grid: leave the pooling of DenseNet's last transition out for the maps, but not for the logits.
 
     Returns:
-        logits float32 [B, K or 3 K] and maps float32 [B, K, h, w] >= 0, h = S / 32 (S / 16 with fine_grid).
+        Logits float32 [B, K], or [B, 3 K] for a threeclass head, and maps float32 [B, K, h, h] >= 0 with h = S / 32, or
+        S / 16 with fine_grid.
 
     Raises:
-        ValueError: `pre_relu` or `fine_grid` of a network that is no DenseNet.
+        ValueError: the variant is `pre_relu` or `fine_grid` is set, and the network is not a DenseNet.
     """
     weights = head_weights(model, num_pathologies)
     features = getattr(model, "features", None)
@@ -73,7 +95,7 @@ def grad_cam(
         if isinstance(features, nn.Sequential):
             usual, grid = _densenet_features(features, images, fine_grid)
         elif variant == "pre_relu" or fine_grid:
-            raise ValueError("pre_relu and fine_grid are DenseNet's: use post_relu on the usual grid")
+            raise ValueError("pre_relu and fine_grid need a DenseNet: use post_relu on the usual grid")
         else:
             usual = grid = _resnet_features(model, images)
         head = cast(nn.Module, getattr(model, "classifier", None) or getattr(model, "fc", None))

@@ -4,21 +4,32 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 
-from chexseg_ray.config import ContrastConfig, StudyConfig
+from chexseg_ray.config.axes import AXES, SweepPoint, value_words
+from chexseg_ray.config.schema import StudyConfig
+from chexseg_ray.config.sweep import ContrastConfig
 from chexseg_ray.evaluation.contrasts import Difference, holm, paired_difference, patients_needed, trials_needed
-from chexseg_ray.pipeline import PAPER_NETWORK, SweepPoint
 from chexseg_ray.report.results import FEW_PATIENTS, Floats, SettingResult, TestSet
-
-AXES = ("method", "p", "init", "weak_n", "num_expert", "architecture", "encoder")
+from chexseg_ray.study.points import every_value
 
 
 @dataclass(frozen=True)
 class ContrastResult:
-    """first - second in pooled mean IoU over the trials that both have. `reason` says why there is no difference, or no p-value; needed
-    numbers are None where no number would do, or none can be said."""
+    """The difference first - second in pooled mean IoU, over the trials that both settings have.
+
+    Args:
+        first: a setting.
+        second: a setting that differs from it on one axis.
+        trials: how many built trials both have.
+        difference: with its intervals and p-value; None where not all planned trials are built.
+        holm_p: the p-value after Holm's correction; NaN where there is none.
+        trials_needed: for a power of 80 %; None where no number suffices or none can be computed.
+        patients_needed: likewise.
+        reason: why there is no difference or no p-value; else empty.
+    """
 
     first: SweepPoint
     second: SweepPoint
@@ -31,88 +42,113 @@ class ContrastResult:
 
     @property
     def few(self) -> bool:
-        """Whether fewer than 20 patients carry the difference."""
+        """Whether fewer than FEW_PATIENTS carry the difference."""
         return self.difference is not None and self.difference.patients.n < FEW_PATIENTS
 
     @property
     def axis(self) -> str:
-        """The axis that differs."""
-        return next(name for name in AXES if getattr(self.first, name) != getattr(self.second, name) and not _follows(name, self))
+        """The name of the axis on which the settings differ."""
+        differing = [row.name for row in AXES if getattr(self.first, row.name) != getattr(self.second, row.name)]
+        return str(next(name for name in differing if not self._follows_p(name)))
+
+    def _follows_p(self, name: str) -> bool:
+        """Whether an axis differs because p does: p = 1 has neither method nor weak set."""
+        row = next(row for row in AXES if row.name == name)
+        return self.first.p != self.second.p and row.without_pseudo_masks is not ...
 
     def values(self) -> list[str]:
-        """Of the first and the second on that axis."""
-        return [_named(self.axis, point) for point in (self.first, self.second)]
+        """The two settings' values on that axis, as text."""
+        return [value_words(self.axis, point) for point in (self.first, self.second)]
 
     def shared(self) -> str:
-        """What both have in common: method and weak set are the first's where p = 1 has none."""
-        own = self.first if self.first.p < 1 else self.second
-        network = () if (own.architecture, own.encoder) == PAPER_NETWORK else ("architecture", "encoder")
-        names = ("method", "p", "init", "weak_n", "num_expert", *network)
-        return ", ".join(_named(name, own) for name in names if name != self.axis and (name == "p" or getattr(own, name)))
+        """What both settings have in common, as text; method and weak set are those of the one with p < 1."""
+        point = self.first if self.first.p < 1 else self.second
+        texts = []
+        for row in AXES:
+            is_paper_network = point.has_paper_network and row.heading == "network"
+            value = getattr(point, row.name)
+            if row.name != self.axis and not is_paper_network and value is not None and row.label(value):
+                texts.append(row.words(value))
+        return ", ".join(texts)
 
     def label(self) -> str:
-        """One line for people."""
+        """The contrast as one line of text."""
         return f"{' against '.join(self.values())} ({self.shared()})"
 
 
-def _named(axis: str, point: SweepPoint) -> str:
-    words = {"p": f"p = {point.p:g}", "weak_n": f"{point.weak_n} weak", "num_expert": f"{point.num_expert or 'all'} experts"}
-    return words.get(axis) or str(getattr(point, axis))
+def contrast_results(
+    config: StudyConfig, settings: Sequence[SettingResult], test: TestSet | None
+) -> tuple[list[ContrastResult], list[str]]:
+    """Compute every contrast of the config.
 
+    Args:
+        config: of the study.
+        settings: all settings.
+        test: the test set; None where nothing is built.
 
-def _follows(name: str, own: "ContrastResult") -> bool:
-    """p = 1 has neither method nor weak set: these differ because p does."""
-    return own.first.p != own.second.p and name in ("method", "weak_n")
-
-
-def contrast_results(config: StudyConfig, settings: Sequence[SettingResult], test: TestSet | None) -> tuple[list[ContrastResult], list[str]]:
-    """Every contrast of the config, in its order, and in words those that the study has no settings for."""
+    Returns:
+        The contrasts in the config's order, two settings compared once; and as text those of the config for which the
+        study has no settings.
+    """
     known = {result.setting: result for result in settings}
     pairs: dict[frozenset[SweepPoint], tuple[SweepPoint, SweepPoint]] = {}
     lacking = []
     for asked in config.report.contrasts:
-        own = list(_pairs(asked, config, known))
-        for pair in own:
-            pairs.setdefault(frozenset(pair), pair)  # the same two the other way round are one test
-        lacking += [] if own else [", ".join(f"{name}: {_words(value)}" for name, value in asked if value is not None)]
+        asked_pairs = list(_pairs(asked, config, known))
+        for pair in asked_pairs:
+            pairs.setdefault(frozenset(pair), pair)  # the same two in the other order are one test
+        if not asked_pairs:
+            lacking.append(", ".join(f"{name}: {_as_text(value)}" for name, value in asked if value is not None))
     results = [_contrast(known[a], known[b], test, config.report.interval_level) for a, b in pairs.values()]
     corrected = holm([result.difference.p_value if result.difference else math.nan for result in results])
     return [replace(result, holm_p=p) for result, p in zip(results, corrected, strict=True)], lacking
 
 
 def _by_pathology(result: SettingResult, trials: Sequence[int], test: TestSet) -> Floats:
-    """Replicates of the mean over some trials: float64 [B, K]."""
-    own = [point.sums["pooled"].replicates(test.weights) for point in result.points if point.point.trial in trials]
-    mean: Floats = np.mean(own, axis=0)
+    """The bootstrap replicates of the mean over some trials, float64 [B, K]."""
+    replicates = [
+        point.sums["pooled"].replicates(test.weights) for point in result.points if point.point.trial in trials
+    ]
+    mean: Floats = np.mean(replicates, axis=0)
     return mean
 
 
-def _words(value: object) -> str:
+def _as_text(value: object) -> str:
     return " against ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _pairs(asked: ContrastConfig, config: StudyConfig, known: Mapping[SweepPoint, SettingResult]) -> Iterator[tuple[SweepPoint, SweepPoint]]:
-    """The settings of the study that differ as asked, at every combination of the axes that are left out."""
-    every = {"architecture": config.segmentation.architectures, "encoder": config.segmentation.encoders}
-    values = {name: [value] if (value := getattr(asked, name)) is not None else every.get(name) or config.sweep.every(name) for name in AXES}
-    del values[asked.axis]
+def _pairs(
+    asked: ContrastConfig, config: StudyConfig, known: Mapping[SweepPoint, SettingResult]
+) -> Iterator[tuple[SweepPoint, SweepPoint]]:
+    """The pairs of the study's settings that one entry of the config asks for, at every value of the axes it omits."""
+    values: dict[str, Sequence[Any]] = {}
+    for row in AXES:
+        if row.name != asked.axis:
+            value = getattr(asked, row.name)
+            values[row.name] = every_value(config, row) if value is None else (value,)
     for combination in product(*values.values()):
         fixed = dict(zip(values, combination, strict=True))
-        first, second = (SweepPoint(**fixed, **{asked.axis: value}, trial=-1).canonical() for value in getattr(asked, asked.axis))
+        first, second = (SweepPoint(**fixed, **{asked.axis: value}).canonical() for value in getattr(asked, asked.axis))
         if first in known and second in known and first != second:
             yield first, second
 
 
 def _contrast(first: SettingResult, second: SettingResult, test: TestSet | None, level: float) -> ContrastResult:
-    values = [own.values("pooled") for own in (first, second)]
-    shared, planned = sorted(values[0].keys() & values[1].keys()), min(first.planned, second.planned)
+    """The difference of two settings, before Holm's correction."""
+    values, other_values = first.values("pooled"), second.values("pooled")
+    shared, planned = sorted(values.keys() & other_values.keys()), min(first.planned, second.planned)
     blank = ContrastResult(first.setting, second.setting, len(shared), None, math.nan, None, None, "")
     if test is None or len(shared) < planned:
         return replace(blank, reason=f"{len(shared)} of {planned} trials" if shared else "not built")
-    a, b = ([own[trial] for trial in shared] for own in values)
-    drawn, other = (own.replicates_of(shared) for own in (first, second))
-    carried = test.carried_by("pooled", np.subtract(*(_by_pathology(own, shared, test) for own in (first, second))))
-    difference = paired_difference(a, b, drawn, other, carried, level)
+    carried = test.carried_by("pooled", _by_pathology(first, shared, test) - _by_pathology(second, shared, test))
+    difference = paired_difference(
+        [values[trial] for trial in shared],
+        [other_values[trial] for trial in shared],
+        first.replicates_of(shared),
+        second.replicates_of(shared),
+        carried,
+        level,
+    )
     trials, patients = trials_needed(difference.both, level), patients_needed(difference.both, test.patients, level)
     reason = difference.both.interval.reason
     return replace(blank, difference=difference, trials_needed=trials, patients_needed=patients, reason=reason)

@@ -1,25 +1,33 @@
-"""The report of a study: results.csv, tables, figures, and one self-contained HTML page. From records alone."""
+"""The report of a study: results.csv, tables, figures, and one self-contained HTML page, made only from records."""
 
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chexseg_ray.artifacts import Record, Store
-from chexseg_ray.choice import Chosen, choose
-from chexseg_ray.config import StudyConfig
-from chexseg_ray.pipeline import Study, SweepPoint, prediction
-from chexseg_ray.progress import say
+from chexseg_ray.config.axes import SweepPoint
+from chexseg_ray.config.schema import StudyConfig
+from chexseg_ray.progress import aligned, say
+from chexseg_ray.report.cells import Table
 from chexseg_ray.report.contrasts import ContrastResult, contrast_results
 from chexseg_ray.report.examples import draw_examples, examples
-from chexseg_ray.report.facts import expert_masks, failures, licence_note, making_facts, overlap_words, reject_rows, split_rows
+from chexseg_ray.report.facts import (
+    expert_masks,
+    failures,
+    licence_note,
+    making_facts,
+    overlap_texts,
+    reject_rows,
+    split_rows,
+)
 from chexseg_ray.report.figures import draw, figures
-from chexseg_ray.report.paper import CAUTION, is_paper
-from chexseg_ray.report.paper import gap_words as paper_gap
-from chexseg_ray.report.paper_tables import Table, table_1, table_2
+from chexseg_ray.report.findings import findings, gap_text
+from chexseg_ray.report.paper import CAUTION, is_paper, paper_gap_text
+from chexseg_ray.report.paper_tables import table_1, table_2
 from chexseg_ray.report.readers import Comparison, compare, reader_table
 from chexseg_ray.report.results import (
     PointResult,
@@ -31,24 +39,43 @@ from chexseg_ray.report.results import (
     read_test_set,
     setting_results,
 )
-from chexseg_ray.report.tables import STAR, header, long_csv, main_rows, markdown, number, terminal
-from chexseg_ray.report.verdicts import chosen_rows, contrast_table, findings, gap_words, interval_words
+from chexseg_ray.report.sections import chosen_rows, contrast_table, interval_texts
+from chexseg_ray.report.tables import MEAN_COLUMN, long_csv, main_table
+from chexseg_ray.report.text import STAR, markdown, number
+from chexseg_ray.store.step import Record
+from chexseg_ray.store.store import Store
+from chexseg_ray.study.choice import Chosen, choose
+from chexseg_ray.study.graph import Study, prediction
 
 _MADE_OF = "made_of.sha256"
 _EXAMPLES = "figure4_examples"
-_TEXT = {
-    "pooled": "Pixels summed over the test set, then the ratio, at model resolution without padding: the paper's IoU. "
-    "Undefined (a dash) where the test set's truth has no pixel, and left out of the mean.",
-    "per_image": "The ratio of each image at its original resolution, then the mean over images where prediction or truth is not empty.",
-    "per_image_true_pos_only": "CheXlocalize's default: also without images where either prediction or truth is empty, so that "
-    "missed findings do not count; a pathology with no such image is a dash, and one that some trials define says how many. A trial's mean is "
-    "over the pathologies that it defines.",
+_TEXTS = {
+    "pooled": "Pixels are summed over the test set before the ratio is taken, at model resolution without padding: "
+    "the paper's IoU. A pathology that has no pixel in the test set's truth is undefined (a dash) and left out of the "
+    "mean.",
+    "per_image": "The ratio is taken for each image at its original resolution, then averaged over the images where "
+    "prediction or truth is not empty.",
+    "per_image_true_pos_only": "CheXlocalize's default: as per image, but only over the images where prediction and "
+    "truth are both not empty, so that missed findings do not count. A pathology without such an image is a dash; one "
+    "that only some trials define shows how many. A trial's mean is over the pathologies that it defines.",
 }
 
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that the report shows, in numbers."""
+    """All numbers that the report shows.
+
+    Args:
+        points: the built points.
+        settings: all settings.
+        test: the test set; None where nothing is built.
+        chosen: the best setting of each kind by validation.
+        comparison: of models with radiologists.
+        contrasts: those that the config asks for.
+        lacking: contrasts, as text, for which the study has no settings.
+        tables: of the page.
+        links: anchors of the settings.
+    """
 
     points: list[PointResult]
     settings: list[SettingResult]
@@ -67,13 +94,13 @@ def write_report(config: StudyConfig, study: Study, store: Store, unchanged: boo
     Args:
         config: of the study.
         study: its graph.
-        store: holds what is built.
-        unchanged: a report that was made from the same records by the same code may stay as it is.
+        store: contains what is built, and gets the report.
+        unchanged: keep a report that was made from the same records by the same code.
     """
     folder = f"report/{config.report.name}"
     records = store.find_all(study.steps())
     made_of = _made_of(config, study, store, records)
-    if not (unchanged and _there(store, folder, made_of)):
+    if not (unchanged and _is_current(store, folder, made_of)):
         store.delete(f"{folder}/{_MADE_OF}")
         _write(config, study, store, records, folder)
         store.put(f"{folder}/{_MADE_OF}", made_of)
@@ -83,27 +110,41 @@ def write_report(config: StudyConfig, study: Study, store: Store, unchanged: boo
 
 
 def _made_of(config: StudyConfig, study: Study, store: Store, records: Mapping[str, Record]) -> bytes:
-    """What a report depends on: the records by attempt, those of the chosen models' predictions too, the config's words, the code of this room."""
-    package = Path(__file__).parent.parent
-    sources = [path for room in ("report", "evaluation", "data") for path in sorted((package / room).glob("*.*")) if path.is_file()]
-    sources += [package / "choice.py", package / "segmentation" / "mixing.py"]
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    predictions = store.find_all(prediction(own.evaluation) for own in choose(study, records).values())
+    """A sha256 over all that a report depends on: config, package code, and records, also of the chosen predictions."""
+    predictions = store.find_all(prediction(model.evaluation) for model in choose(study, records).values())
     attempts = {address: record.attempt for address, record in {**records, **predictions}.items()}
-    facts = {"code": code, "config": config.model_dump(mode="json", exclude={"compute"}), "records": attempts}
+    facts = {"code": _code_hash(), "config": config.model_dump(mode="json", exclude={"compute"}), "records": attempts}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest().encode()
 
 
-def _there(store: Store, folder: str, made_of: bytes) -> bool:
+def _code_hash() -> str:
+    """sha256 over every file of the package."""
+    package = Path(__file__).resolve().parents[1]
+    code = hashlib.sha256()
+    for path in sorted(package.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            code.update(str(path.relative_to(package)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return code.hexdigest()
+
+
+def _is_current(store: Store, folder: str, made_of: bytes) -> bool:
+    """Whether a folder contains the whole report that is made of this."""
     try:
-        said = store.get(f"{folder}/{_MADE_OF}")
+        present = store.get(f"{folder}/{_MADE_OF}")
     except FileNotFoundError:
         return False
-    return said == made_of and {"index.html", "results.csv", "table.md", "table.txt"} <= set(store.names(folder))
+    return present == made_of and {"index.html", "results.csv", "table.md", "table.txt"} <= set(store.names(folder))
 
 
 def read_results(config: StudyConfig, study: Study, store: Store, records: Mapping[str, Record]) -> Results:
-    """All numbers of a study, whole or half, from what its store holds."""
+    """Compute all numbers of a study, finished or not, from the records that are built.
+
+    Args:
+        config: of the study.
+        study: its graph.
+        store: contains the records.
+        records: of what is built, by address.
+    """
     pathologies, level = config.data.pathologies, config.report.interval_level
     points = point_results(study, store, records, pathologies)
     benchmark = records.get(study.benchmark.address) if study.benchmark else None
@@ -121,6 +162,7 @@ def read_results(config: StudyConfig, study: Study, store: Store, records: Mappi
 
 
 def _write(config: StudyConfig, study: Study, store: Store, records: Mapping[str, Record], folder: str) -> None:
+    """Write all files of the report but _MADE_OF, and delete those of an earlier report."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -133,14 +175,18 @@ def _write(config: StudyConfig, study: Study, store: Store, records: Mapping[str
         drawn = draw(figure, level)
         files |= {f"{figure.name}.{kind}": content for kind, content in drawn.items()}
         files[f"{figure.name}.json"] = _json(figure.data())
-        pictures.append((figure.title, base64.b64encode(drawn["png"]).decode()))
-    if rows := examples(study, store, records, results.chosen, pathologies):
-        drawn = draw_examples(rows, pathologies, {kind: own.point.label for kind, own in results.chosen.items()})
+        pictures.append((figure.title, _base64(drawn["png"])))
+    rows = examples(study, store, records, results.chosen, pathologies)
+    if rows:
+        labels = {kind: model.point.label for kind, model in results.chosen.items()}
+        drawn = draw_examples(rows, pathologies, labels)
         files |= {f"{_EXAMPLES}.{kind}": content for kind, content in drawn.items()}
-        models = {kind: own.evaluation.inputs["segmentation"].address for kind, own in results.chosen.items()}
-        files[f"{_EXAMPLES}.json"] = _json([line for row in rows for line in row.data(models)])
-        pictures.append(("Figure 4: truth and chosen models, on the positive test image of median size", base64.b64encode(drawn["png"]).decode()))
-    names, main = header(pathologies), main_rows(results.settings, "pooled", len(pathologies))
+        models = {kind: model.evaluation.inputs["segmentation"].address for kind, model in results.chosen.items()}
+        files[f"{_EXAMPLES}.json"] = _json([entry for row in rows for entry in row.data(models)])
+        title = "Figure 4: truth and chosen models, on the positive test image of median size"
+        pictures.append((title, _base64(drawn["png"])))
+    names, main = main_table(results.settings, "pooled", pathologies)
+    num_printed = names.index(MEAN_COLUMN) + 1
     for table in results.tables:
         files |= {f"{table.name}.csv": table.csv(), f"{table.name}.md": table.markdown().encode()}
     files |= {
@@ -148,21 +194,40 @@ def _write(config: StudyConfig, study: Study, store: Store, records: Mapping[str
         "results.csv": long_csv(results.points, results.settings, pathologies, level).encode(),
         "contrasts.json": _json(list(map(_contrast_data, results.contrasts))),
         "table.md": markdown(main, names).encode(),
-        "table.txt": terminal(main, names, names.index("mIoU (interval)") + 1).encode(),
+        "table.txt": "\n".join(aligned([row[:num_printed] for row in [names, *main]])).encode(),
     }
-    for name in set(store.names(folder)) - set(files):  # what an earlier report had and this one has not
+    for name in set(store.names(folder)) - set(files):
         store.delete(f"{folder}/{name}")
     for name, content in files.items():
         store.put(f"{folder}/{name}", content)
 
 
-def _contrast_data(own: ContrastResult) -> dict[str, Any]:
-    facts: dict[str, Any] = {"contrast": own.label(), "first": own.first.label, "second": own.second.label, "trials": own.trials, "note": own.reason}
-    if own.difference:
-        kinds = {"trials": own.difference.trials, "patients": own.difference.patients, "both": own.difference.both.interval}
-        facts |= {"difference": own.difference.both.interval.mean, "intervals": {kind: [i.low, i.high] for kind, i in kinds.items()}}
-        facts |= {"p": own.difference.p_value, "holm_p": own.holm_p, "carried_by_patients": own.difference.patients.n}
-        facts |= {"trials_for_80_percent_power": own.trials_needed, "patients_for_80_percent_power": own.patients_needed}
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _contrast_data(contrast: ContrastResult) -> dict[str, Any]:
+    """An entry of contrasts.json."""
+    facts: dict[str, Any] = {
+        "contrast": contrast.label(),
+        "first": contrast.first.label,
+        "second": contrast.second.label,
+        "trials": contrast.trials,
+        "note": contrast.reason,
+    }
+    difference = contrast.difference
+    if difference:
+        both = difference.both.interval
+        intervals = {"trials": difference.trials, "patients": difference.patients, "both": both}
+        facts |= {
+            "difference": both.mean,
+            "intervals": {kind: [interval.low, interval.high] for kind, interval in intervals.items()},
+            "p": difference.p_value,
+            "holm_p": contrast.holm_p,
+            "carried_by_patients": difference.patients.n,
+            "trials_for_80_percent_power": contrast.trials_needed,
+            "patients_for_80_percent_power": contrast.patients_needed,
+        }
     return facts
 
 
@@ -171,24 +236,36 @@ def _json(value: Any) -> bytes:
 
 
 def _finite(value: Any) -> Any:
-    """NaN as null, throughout."""
+    """A JSON value with None in place of every NaN, at any depth."""
     if isinstance(value, float):
-        return None if value != value else value
+        return None if math.isnan(value) else value
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
 
 
 def _page(
-    config: StudyConfig, study: Study, store: Store, records: Mapping[str, Record], results: Results, pictures: Sequence[tuple[str, str]]
+    config: StudyConfig,
+    study: Study,
+    store: Store,
+    records: Mapping[str, Record],
+    results: Results,
+    pictures: Sequence[tuple[str, str]],
 ) -> str:
+    """The text of index.html; `pictures` are (title, base64 of a PNG)."""
     from jinja2 import Environment, PackageLoader
 
-    environment = Environment(loader=PackageLoader("chexseg_ray", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("chexseg_ray", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    pathologies, level = config.data.pathologies, config.report.interval_level
     built = {result.point for result in results.points}
-    level, benchmark = config.report.interval_level, records.get(study.benchmark.address) if study.benchmark else None
-    shown_by = results.test.positive.tolist() if results.test else []
-    undefined = [name for name, patients in zip(config.data.pathologies, shown_by, strict=False) if not patients]
+    benchmark = records.get(study.benchmark.address) if study.benchmark else None
+    positive: list[tuple[str, int]] = []
+    if results.test is not None:
+        positive = list(zip(pathologies, results.test.positive.tolist(), strict=True))
     return environment.get_template("page.html.j2").render(
         title=config.report.title,
         built=len(results.points),
@@ -196,23 +273,22 @@ def _page(
         licence=licence_note(config),
         findings=findings(results.contrasts, results.comparison, results.chosen, level),
         failures=failures(study, store, built),
-        undefined=undefined,
+        undefined=[name for name, patients in positive if not patients],
         rejects=reject_rows(study, store, records),
         pictures=pictures,
         tables=results.tables,
         paper=is_paper(config),
-        gap=gap_words(results.comparison, level) + paper_gap(config),
+        gap=gap_text(results.comparison, level) + paper_gap_text(config),
         caution=CAUTION,
         lacking=results.lacking,
         chosen=chosen_rows(results.chosen, results.settings, results.links),
-        names=header(config.data.pathologies),
-        everything=[_everything(results, name, text, len(config.data.pathologies)) for name, text in _TEXT.items()],
+        everything=[_everything(results, name, text, pathologies) for name, text in _TEXTS.items()],
         star=STAR,
         test=results.test,
-        positive=[] if results.test is None else list(zip(config.data.pathologies, results.test.positive.tolist(), strict=True)),
-        intervals=interval_words(level, overlap_words(study, store, records)),
-        pathologies=config.data.pathologies,
-        splits=split_rows(study, records, config.data.pathologies),
+        positive=positive,
+        intervals=interval_texts(level, overlap_texts(study, store, records)),
+        pathologies=pathologies,
+        splits=split_rows(study, records, pathologies),
         facts=making_facts(config, study, records),
         root=store.root,
         settings=[(results.links[s.setting], _record_rows(s)) for s in results.settings],
@@ -220,18 +296,25 @@ def _page(
     )
 
 
-def _everything(results: Results, aggregation: str, text: str, count: int) -> dict[str, Any]:
+def _everything(results: Results, aggregation: str, text: str, pathologies: Sequence[str]) -> dict[str, Any]:
     """The table of all settings in one aggregation, each row with its anchor."""
-    rows = main_rows(results.settings, aggregation, count)
-    links = [results.links[own.setting] for own in results.settings]
-    return {"title": f"All settings: IoU, {aggregation.replace('_', ' ')}", "text": text, "rows": list(zip(links, rows, strict=True))}
+    names, rows = main_table(results.settings, aggregation, pathologies)
+    links = [results.links[result.setting] for result in results.settings]
+    return {
+        "title": f"All settings: IoU, {aggregation.replace('_', ' ')}",
+        "text": text,
+        "names": names,
+        "labels": names.index(MEAN_COLUMN),
+        "rows": list(zip(links, rows, strict=True)),
+    }
 
 
 def _record_rows(setting: SettingResult) -> list[list[str]]:
-    """Point, counts, weights, mIoU and seconds of each built trial."""
+    """A row for each built trial: point, addresses of counts and weights, mIoU and seconds."""
     rows = []
-    for own in setting.points:
-        mean = mean_of_defined(own.iou["pooled"])
-        segmentation = f"segmentation/{own.record.inputs['segmentation']}"
-        rows.append([own.point.label, own.record.address, segmentation, number(mean, 4), f"{own.record.run['seconds']:.1f}"])
+    for result in setting.points:
+        mean = mean_of_defined(result.iou["pooled"])
+        segmentation = f"segmentation/{result.record.inputs['segmentation']}"
+        seconds = f"{result.record.run['seconds']:.1f}"
+        rows.append([result.point.label, result.record.address, segmentation, number(mean, 4), seconds])
     return rows or [[f"{setting.setting.label}: not built", "", "", "–", ""]]

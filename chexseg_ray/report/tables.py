@@ -1,124 +1,137 @@
-"""The long CSV with every number, and the main table with a row a setting, as cells for Markdown, HTML and the terminal."""
+"""results.csv with every number, and the main table with one row per setting for Markdown, HTML and the terminal."""
 
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from chexseg_ray.evaluation.intervals import Interval
-from chexseg_ray.pipeline import SweepPoint
+from chexseg_ray.config.axes import SweepPoint, columns, setting_table
 from chexseg_ray.report.results import AGGREGATIONS, FEW_PATIENTS, Estimate, PointResult, SettingResult, mean_of_defined
+from chexseg_ray.report.text import ends, marked, with_interval
 
-COLUMNS = (
-    "method", "init", "p", "weak_n", "num_expert", "architecture", "encoder", "trial", "pathology", "aggregation", "iou", "low", "high",
-    "n", "undefined", "interval", "given", "note", "record",
-)  # fmt: skip
-# of each interval what it is over, and what it is conditional on; {} are the expert masks, or the pool that each trial draws its own from
-KINDS = (
+MEAN_COLUMN = "mIoU (interval)"
+_NUMBERS = (
+    "trial",
+    "pathology",
+    "aggregation",
+    "iou",
+    "low",
+    "high",
+    "n",
+    "undefined",
+    "interval",
+    "given",
+    "note",
+    "record",
+)
+# for each interval what it is over and what it is conditional on; {} is the text of the expert masks
+_KINDS = (
     ("trials", "the test set, {} and shared models"),
     ("patients", "the trained networks"),
     ("trials and patients", "{} and shared models"),
 )
-STAR = f"* fewer than {FEW_PATIENTS} positive patients."
 
 
-def number(value: float, digits: int = 3) -> str:
-    """A number for people; an undefined one is a dash."""
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+def long_csv(
+    points: Sequence[PointResult], settings: Sequence[SettingResult], pathologies: Sequence[str], level: float
+) -> str:
+    """Write every number as one row: first each trial, then `all` trials with the intervals. Undefined is blank.
 
+    Args:
+        points: the built points.
+        settings: all settings, in the study's order.
+        pathologies: K names.
+        level: coverage of the intervals.
 
-def with_interval(interval: Interval) -> str:
-    """`.270 (.261 to .279)`; without an interval, the reason in brackets."""
-    if math.isnan(interval.low):
-        return f"{number(interval.mean)} ({interval.reason})"
-    return f"{number(interval.mean)} ({number(interval.low)} to {number(interval.high)})"
-
-
-def setting_cells(result: SettingResult) -> list[str]:
-    """method, init, weak_n, num_expert, network, p of a setting, as text."""
-    s = result.setting
-    network = f"{s.architecture}/{s.encoder}"
-    return [s.method or "expert masks only", s.init, str(s.weak_n or "–"), str(s.num_expert or "all"), network, f"{s.p:g}"]
-
-
-def long_csv(points: Sequence[PointResult], settings: Sequence[SettingResult], pathologies: Sequence[str], level: float) -> str:
-    """Every number as one row: trials one by one, then trial `all` with its interval. Blank where undefined."""
+    Returns:
+        The text of results.csv.
+    """
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    axes = columns([setting.setting for setting in settings])
+    writer = csv.DictWriter(stream, (*axes, *_NUMBERS), lineterminator="\n")
     writer.writeheader()
     for result in points:
-        s = result.point
-        axes = _axes(s) | {"trial": s.trial}
-        for name in AGGREGATIONS:
-            iou = result.iou[name]
-            rows = [*zip(pathologies, iou.tolist(), strict=True), ("mean", mean_of_defined(iou))]
-            for pathology, value in rows:
-                own = {"pathology": pathology, "aggregation": name, "iou": _blank(value), "n": 1, "record": result.record.address}
-                writer.writerow(axes | own | {"undefined": sum(v != v for v in iou.tolist()) if pathology == "mean" else int(math.isnan(value))})
+        values = _axis_values(result.point, axes)
+        writer.writerows(values | row for row in _point_rows(result, pathologies))
     for setting in settings:
-        axes = _axes(setting.setting) | {"trial": "all"}
-        for name in AGGREGATIONS:
-            for pathology, found in [*zip(pathologies, setting.pathologies[name], strict=False), ("mean", setting.mean[name])]:
-                undefined = setting.undefined[name] if pathology == "mean" else setting.trials - found.trials.n
-                shared = axes | {"pathology": pathology, "aggregation": name, "iou": _blank(found.mean), "undefined": undefined}
-                for (kind, given), interval in zip(KINDS, (found.trials, found.patients, found.both), strict=True):
-                    few = "" if kind == "trials" or not found.few or interval.reason else f"fewer than {FEW_PATIENTS} positive patients"
-                    ends = {"low": _blank(interval.low), "high": _blank(interval.high), "n": interval.n, "interval": f"{kind}, {level:g}"}
-                    masks = "the pool of expert masks" if setting.setting.num_expert else "expert masks"
-                    writer.writerow(shared | ends | {"given": given.format(masks), "note": interval.reason or few})
+        values = _axis_values(setting.setting, axes)
+        writer.writerows(values | row for row in _setting_rows(setting, pathologies, level))
     return stream.getvalue()
 
 
-def _axes(s: SweepPoint) -> dict[str, object]:
-    return {
-        "method": s.method or "", "init": s.init, "p": s.p, "weak_n": s.weak_n, "num_expert": s.num_expert or "",
-        "architecture": s.architecture, "encoder": s.encoder,
-    }  # fmt: skip
+def _point_rows(result: PointResult, pathologies: Sequence[str]) -> Iterator[dict[str, object]]:
+    shared = {"trial": result.point.trial, "n": 1, "record": result.record.address}
+    for aggregation in AGGREGATIONS:
+        values = result.iou[aggregation].tolist()
+        for pathology, value in zip(pathologies, values, strict=True):
+            yield shared | _value_cells(pathology, aggregation, value, int(math.isnan(value)))
+        undefined, mean = sum(map(math.isnan, values)), mean_of_defined(result.iou[aggregation])
+        yield shared | _value_cells("mean", aggregation, mean, undefined)
+
+
+def _setting_rows(result: SettingResult, pathologies: Sequence[str], level: float) -> Iterator[dict[str, object]]:
+    masks = "the pool of expert masks" if result.setting.num_expert else "expert masks"
+    for aggregation in AGGREGATIONS:
+        estimates = [*zip(pathologies, result.pathologies[aggregation], strict=False)]
+        estimates.append(("mean", result.mean[aggregation]))
+        for pathology, estimate in estimates:
+            undefined = result.undefined[aggregation] if pathology == "mean" else result.trials - estimate.trials.n
+            shared = {"trial": "all"} | _value_cells(pathology, aggregation, estimate.mean, undefined)
+            intervals = (estimate.trials, estimate.patients, estimate.both)
+            for (kind, given), interval in zip(_KINDS, intervals, strict=True):
+                note = interval.reason
+                if not note and estimate.few and kind != "trials":
+                    note = f"fewer than {FEW_PATIENTS} positive patients"
+                yield shared | {
+                    "low": _blank(interval.low),
+                    "high": _blank(interval.high),
+                    "n": interval.n,
+                    "interval": f"{kind}, {level:g}",
+                    "given": given.format(masks),
+                    "note": note,
+                }
+
+
+def _value_cells(pathology: str, aggregation: str, iou: float, undefined: int) -> dict[str, object]:
+    return {"pathology": pathology, "aggregation": aggregation, "iou": _blank(iou), "undefined": undefined}
+
+
+def _axis_values(point: SweepPoint, axes: Sequence[str]) -> dict[str, object]:
+    """Return the point's value on each axis; blank if it has none."""
+    values = {name: getattr(point, name) for name in axes}
+    return {name: value if value is not None else "" for name, value in values.items()}
 
 
 def _blank(value: float) -> str:
     return "" if math.isnan(value) else repr(value)
 
 
-def main_rows(settings: Sequence[SettingResult], aggregation: str, count: int) -> list[list[str]]:
-    """Setting, n of m trials, mean with its intervals, and one IoU for each of `count` pathologies (* where few patients show it; in how many
-    trials it is defined, unless in all)."""
+def main_table(
+    settings: Sequence[SettingResult], aggregation: str, pathologies: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
+    """Make the main table.
+
+    Args:
+        settings: all settings, in the study's order.
+        aggregation: one of AGGREGATIONS.
+        pathologies: K names.
+
+    Returns:
+        The names of the columns, and a row for each setting: its values, `n of m` trials, the mean IoU with its
+        intervals, and the IoU of each pathology: with * if few patients show it, and with the number of trials that
+        define it if not all do.
+    """
+    headings, values = setting_table([result.setting for result in settings])
     rows = []
-    for result in settings:
+    for result, cells in zip(settings, values, strict=True):
         mean = result.mean[aggregation]
-        each = [marked(own) + _of_trials(own, result.trials) for own in result.pathologies[aggregation]] or ["–"] * count
+        ious = [_iou_text(estimate, result.trials) for estimate in result.pathologies[aggregation]]
         intervals = [with_interval(mean.both), ends(mean.trials), ends(mean.patients)]
-        rows.append([*setting_cells(result), f"{result.trials} of {result.planned}", *intervals, *each])
-    return rows
+        trials = f"{result.trials} of {result.planned}"
+        rows.append([*cells, trials, *intervals, *(ious or ["–"] * len(pathologies))])
+    return [*headings, "trials", MEAN_COLUMN, "over trials", "over patients", *pathologies], rows
 
 
-def marked(own: Estimate) -> str:
-    """The mean, with * where few patients carry it."""
-    return number(own.mean) + ("*" if own.few else "")
-
-
-def _of_trials(own: Estimate, trials: int) -> str:
-    return f" ({own.trials.n} of {trials})" if 0 < own.trials.n < trials else ""
-
-
-def ends(interval: Interval) -> str:
-    """`.261 to .279`, or why there are none."""
-    return interval.reason if interval.reason else f"{number(interval.low)} to {number(interval.high)}"
-
-
-def header(pathologies: Sequence[str]) -> list[str]:
-    """The main table's column names."""
-    return ["masks", "init", "weak_n", "experts", "network", "p", "trials", "mIoU (interval)", "over trials", "over patients", *pathologies]
-
-
-def markdown(rows: Sequence[Sequence[str]], names: Sequence[str]) -> str:
-    """A GitHub table."""
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
-
-
-def terminal(rows: Sequence[Sequence[str]], names: Sequence[str], columns: int) -> str:
-    """The first columns, aligned."""
-    cut = [list(row)[:columns] for row in [names, *rows]]
-    widths = [max(len(row[i]) for row in cut) for i in range(columns)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cut)
+def _iou_text(estimate: Estimate, trials: int) -> str:
+    defined = estimate.trials.n
+    return f"{marked(estimate)} ({defined} of {trials})" if 0 < defined < trials else marked(estimate)

@@ -1,4 +1,4 @@
-"""A trained network with what it needs to be used: from an X-ray of any size to probabilities and masks at its own resolution."""
+"""A trained network and its thresholds: from an X-ray of any size to probabilities and masks at its own resolution."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,18 @@ from torch import nn
 from chexseg_ray.data.images import content_box, letterbox, unletterbox
 from chexseg_ray.segmentation.training import predict
 
-BATCH = 8  # images that pass together; the last bits of a score depend on it
+BATCH = 8  # images per forward pass; the last bits of a score depend on it
 
 
 @dataclass(frozen=True)
 class Segmented:
-    """One X-ray: `probability` float32 [K], the highest score in it of each pathology; masks bool [K, height, width], and bool [K, S, S]."""
+    """What the network finds in one X-ray.
+
+    Args:
+        probability: float32 [K] in [0, 1], each pathology's highest score in the X-ray.
+        masks: bool [K, height, width] at the X-ray's resolution.
+        model_masks: bool [K, S, S] at the network's resolution.
+    """
 
     probability: npt.NDArray[np.float32]
     masks: npt.NDArray[np.bool_]
@@ -25,7 +31,16 @@ class Segmented:
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A network in eval mode on its device; `thresholds` float32 [K] in the order of the pathologies, `size` S of its letterboxed input."""
+    """A trained network with all that it needs to segment X-rays.
+
+    Args:
+        model: in eval mode, on `device`.
+        pathologies: K names.
+        thresholds: float32 [K]; a pixel belongs to the mask if its score is greater.
+        normalisation: a key of data.normalisation.STATISTICS.
+        size: S, side of the letterboxed input in pixels.
+        device: where the model runs.
+    """
 
     model: nn.Module
     pathologies: tuple[str, ...]
@@ -35,23 +50,29 @@ class Segmenter:
     device: torch.device
 
     def images(self, images: Sequence[npt.NDArray[np.uint8]]) -> Iterator[Segmented]:
-        """X-rays uint8 [height, width], each of its own size."""
+        """Segment X-rays, uint8 [height, width] of any sizes, in their order."""
         pixels = np.stack([letterbox(image, self.size) for image in images])
         return self.letterboxed(pixels, [image.shape for image in images])
 
     def letterboxed(self, pixels: npt.NDArray[np.uint8], sizes: Sequence[tuple[int, ...]]) -> Iterator[Segmented]:
-        """X-rays uint8 [N, S, S] whose originals have those (height, width), one after another: masks at full size are large."""
-        for start in range(0, len(pixels), BATCH):
-            scores = predict(self.model, pixels[start : start + BATCH], self.normalisation, self.device)
-            for own, (height, width) in zip(scores, sizes[start : start + BATCH], strict=True):
-                yield self._segmented(own, height, width)
+        """Segment letterboxed X-rays, in their order. Each is yielded before the next, as masks at full size are large.
 
-    def _segmented(self, scores: npt.NDArray[np.float32], height: int, width: int) -> Segmented:
+        Args:
+            pixels: uint8 [N, S, S].
+            sizes: (height, width) of the N X-rays before letterboxing.
+        """
+        for start in range(0, len(pixels), BATCH):
+            batch_scores = predict(self.model, pixels[start : start + BATCH], self.normalisation, self.device)
+            for scores, (height, width) in zip(batch_scores, sizes[start : start + BATCH], strict=True):
+                yield self._apply_thresholds(scores, height, width)
+
+    def _apply_thresholds(self, scores: npt.NDArray[np.float32], height: int, width: int) -> Segmented:
+        """Make masks of one X-ray's scores, float32 [K, S, S]; its padding belongs to no mask."""
         box = content_box(height, width, self.size)
         content = scores[:, box.rows, box.columns]
         inside = np.zeros(scores.shape, dtype=bool)
         inside[:, box.rows, box.columns] = content > self.thresholds[:, None, None]
         masks = np.empty((len(scores), height, width), dtype=bool)
-        for k, cut in enumerate(self.thresholds):
-            np.greater(unletterbox(scores[k : k + 1], height, width)[0], cut, out=masks[k])
+        for k, threshold in enumerate(self.thresholds):
+            np.greater(unletterbox(scores[k : k + 1], height, width)[0], threshold, out=masks[k])
         return Segmented(content.max(axis=(1, 2)), masks, inside)

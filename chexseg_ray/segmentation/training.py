@@ -12,23 +12,29 @@ from chexseg_ray.segmentation.losses import Sum, class_average_dice_loss
 
 
 def segmentation_update(
-    model: nn.Module, optimiser: torch.optim.Optimizer, pixels: torch.Tensor, masks: torch.Tensor, normalisation: str, smoothing: float,
-    forward: Callable[[torch.Tensor], torch.Tensor] | None = None, sum_: Sum | None = None,
-) -> float:  # fmt: skip
-    """One step on the class average Dice loss.
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    pixels: torch.Tensor,
+    masks: torch.Tensor,
+    normalisation: str,
+    smoothing: float,
+    forward: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    sum_: Sum | None = None,
+) -> float:
+    """Take one optimiser step on the class average Dice loss.
 
     Args:
         model: in train mode.
-        optimiser: of its parameters.
+        optimiser: of the model's parameters.
         pixels: uint8 [B, S, S].
         masks: bool [B, K, S, S].
-        normalisation: a name of data.normalisation.STATISTICS.
+        normalisation: a key of data.normalisation.STATISTICS.
         smoothing: of the Dice loss.
-        forward: the model's own pass unless replicas share the batch.
-        sum_: adds tensors up over the replicas' processes; pixels and masks are then this process's share.
+        forward: the forward pass where replicas share the batch; None for the model itself.
+        sum_: sums tensors over the replicas' processes; pixels and masks are then this process's share.
 
     Returns:
-        The whole batch's loss. When it is not finite, no weight has changed.
+        The loss of the whole batch. If it is not finite, no weight has changed.
     """
     optimiser.zero_grad(set_to_none=True)
     logits = (forward or model)(network_input(pixels, normalisation))
@@ -42,8 +48,20 @@ def segmentation_update(
     return value
 
 
-def predict(model: nn.Module, pixels: npt.NDArray[np.uint8], normalisation: str, device: torch.device) -> npt.NDArray[np.float32]:
-    """Probabilities float32 [B, K, S, S] of uint8 [B, S, S] in eval mode; the model's mode is put back."""
+def predict(
+    model: nn.Module, pixels: npt.NDArray[np.uint8], normalisation: str, device: torch.device
+) -> npt.NDArray[np.float32]:
+    """Predict probabilities in eval mode; the model's mode is restored afterwards.
+
+    Args:
+        model: on `device`.
+        pixels: uint8 [B, S, S].
+        normalisation: a key of data.normalisation.STATISTICS.
+        device: where the model runs.
+
+    Returns:
+        float32 [B, K, S, S] in [0, 1].
+    """
     was_training = model.training
     model.eval()
     with torch.no_grad():

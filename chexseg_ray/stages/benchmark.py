@@ -1,85 +1,164 @@
-"""Compare another reader's masks with the test split's expert masks, as predictions are compared.
+"""Compare another reader's masks of the test images with the expert masks, as the networks' predictions are compared.
 
-INPUT   a CheXlocalize segmentation or annotation file (data.benchmark_masks); test images, their masks at model and original resolution
-OUTPUT  counts.parquet {cxr_id, patient_id, pathology, resolution: model | original, intersection, predicted, truth}
+The step takes a CheXlocalize segmentation or annotation file (config field data.benchmark_masks), checks that it is
+about images of the test split and of their sizes, and counts pixels at the model's and at the original resolution. An
+image that the file lacks counts as one with empty masks.
+
+INPUT   the file; the test split's manifest with masks at original resolution, and its masks at model resolution
+OUTPUT  counts.parquet {cxr_id, patient_id, pathology, resolution: model | original, intersection, predicted, truth},
+        the last three int64 in pixels; `predicted` is the other reader, `truth` the expert
 FAN-OUT 2 K rows an image; one task a group of images; CPU only
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from chexseg_ray.artifacts import Record, Store
 from chexseg_ray.data.images import letterbox_mask
-from chexseg_ray.data.masks import Rle, decode_rle, read_mask_json
+from chexseg_ray.data.masks import Rle, decode_rle
+from chexseg_ray.engine.execution import Made, Task
+from chexseg_ray.engine.grouped import Row, group_slices, run_tasks
+from chexseg_ray.engine.pool import load_masks, unpack_masks
+from chexseg_ray.engine.source_tables import SourceTables
 from chexseg_ray.errors import InputError
 from chexseg_ray.stages.counts import COUNTS, count_rows, originals
-from chexseg_ray.stages.execution import Made, Source, Task
-from chexseg_ray.stages.grouped import Row, group_slices, run_tasks
-from chexseg_ray.stages.pool import load_masks, unpack_masks
+from chexseg_ray.store.filesystem import Source
+from chexseg_ray.store.step import Record
+from chexseg_ray.store.store import Store
 
-_GROUP = 32  # images whose masks at original resolution are counted by one task: a minute at CheXpert's sizes
+_GROUP_IMAGES = 32  # a task counts their masks at original resolution in a minute at CheXpert's sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings that determine the comparison: the step's hashed config.
+
+    Args:
+        pathologies: K names, in channel order.
+        size: S, pixels of a side at model resolution.
+        columns: {the name here: the names that the file may use for it, preferred first}.
+        files: the file's path below the phantom's folder; empty where the user has the data. It identifies the file.
+        sha256: the hash of the user's file; empty for the phantom. It identifies the file.
+    """
+
+    pathologies: Sequence[str]
+    size: int
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    files: Sequence[str] = ()
+    sha256: str = ""
 
 
 def make(task: Task) -> Made:
-    """Read, check and count. An image that the file lacks counts as one without a mask, as CheXlocalize does; the record says how many."""
-    names, manifest = task.step.config["pathologies"], task.inputs["manifest_test"]
-    found = read_benchmark(task.open_source(), task.execution.files["benchmark_masks"], task.step.config, task.store, manifest)
-    ids = sorted(task.store.read_tables(task.inputs["images_test"], "masks/", ["cxr_id"]).column("cxr_id").to_pylist())
-    task.execution.start_ray()
-    slices = group_slices(len(ids), _GROUP)
-    counts = {cxr_id: [found[cxr_id][name].counts if cxr_id in found else "" for name in names] for cxr_id in ids}
-    items = [{"group": i, "counts": json.dumps({cxr_id: counts[cxr_id] for cxr_id in ids[part]})} for i, part in enumerate(slices)]
-    work = partial(_count, store=task.store, manifest=manifest, images=task.inputs["images_test"], names=names, size=task.step.config["size"])
-    results = run_tasks("benchmark", ": groups of images compared", items, work, task.execution.images_cpus)
+    """Read and check the file, and count every test image.
+
+    Args:
+        task: the step; its record's metrics are the number of test images (`images`), of those that the file lacks
+            (`absent`), and of the file's images that are not in the test split (`not_in_test`).
+
+    Raises:
+        InputError: as read_benchmark.
+    """
+    settings, manifest, images = Settings(**task.step.config), task.inputs["manifest_test"], task.inputs["images_test"]
+    name, execution = task.execution.files["benchmark_masks"], task.execution
+    found = read_benchmark(execution.tables, task.open_source(), name, settings, task.store, manifest)
+    ids = sorted(task.store.read_tables(images, "masks/", ["cxr_id"]).column("cxr_id").to_pylist())
+    execution.start_ray()
+
+    def run_lengths(cxr_id: str) -> list[str]:
+        """The run lengths of an image's K masks, each an empty text where the file lacks the image."""
+        if cxr_id not in found:
+            return [""] * len(settings.pathologies)
+        return [found[cxr_id][pathology].counts for pathology in settings.pathologies]
+
+    payloads = ({cxr_id: run_lengths(cxr_id) for cxr_id in ids[part]} for part in group_slices(len(ids), _GROUP_IMAGES))
+    work = partial(_count, store=task.store, manifest=manifest, images=images, settings=settings)
+    results = run_tasks("benchmark", ": groups of images compared", payloads, work, execution.compute.images.num_cpus)
     rows = [row for result in results for row in result["counts"]]
     absent = [cxr_id for cxr_id in ids if cxr_id not in found]
     metrics = {"images": len(ids), "absent": len(absent), "not_in_test": len(set(found) - set(ids))}
-    return Made([task.attempt.write_table("counts.parquet", pa.Table.from_pylist(rows, schema=COUNTS))], rows=len(rows), metrics=metrics)
+    table = pa.Table.from_pylist(rows, schema=COUNTS)
+    return Made([task.attempt.write_table("counts.parquet", table)], rows=len(rows), metrics=metrics)
 
 
-def read_benchmark(source: Source, name: str | None, config: Mapping[str, Any], store: Store, manifest: Record) -> dict[str, dict[str, Rle]]:
-    """The file's masks, checked against the test split.
+def read_benchmark(
+    tables: SourceTables, source: Source, name: str | None, settings: Settings, store: Store, manifest: Record
+) -> dict[str, dict[str, Rle]]:
+    """Read the other reader's masks, and check them against the test split.
+
+    Args:
+        tables: the files that were parsed so far.
+        source: the data root.
+        name: the file's path below it; never None where a study has this step.
+        settings: the step's settings.
+        store: holds the manifest.
+        manifest: the record of the test split's manifest.
+
+    Returns:
+        {cxr_id: {pathology: mask at original resolution}} of all images in the file.
 
     Raises:
-        InputError: it is not there, not CheXlocalize's, about other images, or of other sizes.
+        InputError: the file is not there, is not in CheXlocalize's format, has masks of no test image, or has masks of
+            another size than the expert's.
     """
     assert name is not None
-    try:
-        found = read_mask_json(source.read(name), name, config["pathologies"], config.get("columns", {}))
-    except FileNotFoundError:
-        raise InputError(f"{source.base}/{name}: is no file: check data.root and data.benchmark_masks, or set it to null") from None
+    found = tables.masks(source, name, settings.pathologies, settings.columns)
     _refuse_other_sizes(found, originals(store, manifest), name)
     return found
 
 
-def _refuse_other_sizes(found: Mapping[str, Mapping[str, Rle]], own: Mapping[str, Row], name: str) -> None:
-    if not set(found) & set(own):
-        raise InputError(f"{name}: has masks of none of the {len(own)} test images: correct data.benchmark_masks")
-    for cxr_id in sorted(set(found) & set(own)):
-        rle = next(iter(found[cxr_id].values()))
-        if (rle.height, rle.width) != (own[cxr_id]["height"], own[cxr_id]["width"]):
-            size = f"{own[cxr_id]['height']} x {own[cxr_id]['width']}"
-            raise InputError(f"{name}: {cxr_id!r}: its masks are {rle.height} x {rle.width} pixels, the expert's {size}: correct the file")
+def _refuse_other_sizes(found: Mapping[str, Mapping[str, Rle]], images: Mapping[str, Row], name: str) -> None:
+    """Refuse a file without any test image, or with masks of another size than the expert's.
+
+    Args:
+        found: the file's masks by cxr_id and pathology.
+        images: the test images' rows, as originals() returns them.
+        name: the file's name, for the message.
+
+    Raises:
+        InputError: names the file, the first such image and the sizes.
+    """
+    both = sorted(set(found) & set(images))
+    if not both:
+        raise InputError(f"{name}: has masks of none of the {len(images)} test images: correct data.benchmark_masks")
+    for cxr_id in both:
+        rle, image = next(iter(found[cxr_id].values())), images[cxr_id]
+        if (rle.height, rle.width) != (image["height"], image["width"]):
+            rule = f"its masks are {rle.height} x {rle.width} pixels, the expert's {image['height']} x {image['width']}"
+            raise InputError(f"{name}: {cxr_id!r}: {rule}: correct the file")
 
 
-def _count(row: Row, store: Store, manifest: Record, images: Record, names: list[str], size: int) -> Row:
-    wanted = originals(store, manifest)
-    found = json.loads(row["counts"])
+def _count(
+    _: int, found: dict[str, list[str]], store: Store, manifest: Record, images: Record, settings: Settings
+) -> Row:
+    """Count the pixels of one group of images.
+
+    Args:
+        found: {cxr_id: run lengths of each pathology's mask, an empty text for no mask}.
+        store: holds the records' files.
+        manifest: the record of the test split's manifest.
+        images: the record of the test images.
+        settings: the step's settings.
+
+    Returns:
+        {rows: the number of images, counts: their rows of COUNTS}.
+    """
+    wanted, size = originals(store, manifest), settings.size
     truth = load_masks(store, images, size, list(found))
     counts: list[Row] = []
     for cxr_id, rles in found.items():
-        own = wanted[cxr_id]
-        whole = np.stack([_mask(own["height"], own["width"], text) for text in rles])
+        image = wanted[cxr_id]
+        whole = np.stack([_decode_mask(image["height"], image["width"], text) for text in rles])
         small = np.stack([letterbox_mask(mask, size) for mask in whole])
-        counts += count_rows(own, names, small, unpack_masks(truth.gather([cxr_id]), size)[0], whole)
+        counts += count_rows(image, settings.pathologies, small, unpack_masks(truth.gather([cxr_id]), size)[0], whole)
     return {"rows": len(found), "counts": counts}
 
 
-def _mask(height: int, width: int, counts: str) -> npt.NDArray[np.bool_]:
-    return decode_rle(Rle(height, width, counts)) if counts else np.zeros((height, width), dtype=bool)
+def _decode_mask(height: int, width: int, counts: str) -> npt.NDArray[np.bool_]:
+    """The mask bool [height, width] of run lengths; an empty mask where the text is empty."""
+    if not counts:
+        return np.zeros((height, width), dtype=bool)
+    return decode_rle(Rle(height, width, counts))

@@ -1,90 +1,140 @@
-"""Grad-CAM maps of all pathologies for the weak images, and for the expert training images that thresholds are tuned on.
+"""Compute Grad-CAM maps of all pathologies, for the weak images and for the expert training images.
 
-INPUT   images {cxr_id, height, width, pixels}; a classifier's weights
-OUTPUT  cams/{split}/part-*.parquet {cxr_id, height, width, probability f32[K], cam f16[K, h, w]}; 2 kB a row at 320 px
-FAN-OUT one row an image; actors with a model each, CPU or GPU
+The step takes decoded images and a trained classifier. It writes, for each part file of images, a part file with the
+classifier's probabilities and its Grad-CAM maps. Expert training images have maps only where thresholds are tuned on
+them.
+
+INPUT   images {cxr_id, height, width, pixels} of each split; a classifier's weights
+OUTPUT  cams/{split}/part-*.parquet {cxr_id, height, width, probability float32[K], cam float16[K, h, w]}: probabilities
+        in [0, 1], maps >= 0, and the original size in pixels; 2 kB a row at 320 px
+FAN-OUT one row an image; actors that each hold the classifier, on CPU or GPU
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from chexseg_ray.artifacts import Attempt, FileEntry, Record
 from chexseg_ray.data.normalisation import network_input
+from chexseg_ray.engine.execution import Made, Task
+from chexseg_ray.engine.grouped import Row, files_of, rows_of, run_actors
+from chexseg_ray.engine.tables import binary_column, join_cams
+from chexseg_ray.engine.train import training_device
 from chexseg_ray.pseudo.classifier import probabilities
 from chexseg_ray.pseudo.gradcam import grad_cam
 from chexseg_ray.stages.classifier import load_classifier
-from chexseg_ray.stages.execution import Made, Task
-from chexseg_ray.stages.grouped import Row, run_actors
-from chexseg_ray.stages.tables import binary_column, join_cams
-from chexseg_ray.stages.train import training_device
+from chexseg_ray.store.step import Record
+from chexseg_ray.store.store import Attempt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings that determine the CAMs: the step's hashed config.
+
+    Args:
+        variant: post_relu | pre_relu, the features that are weighed, as in pseudo.gradcam.grad_cam.
+        fine_grid: whether DenseNet's last pooling is left out for the maps, which are then twice as fine.
+        batch_size: images that pass the network together; the last bits of a map depend on it.
+        pathologies: K names, in channel order.
+        splits: weak, and expert_train where thresholds are tuned.
+    """
+
+    variant: str
+    fine_grid: bool
+    batch_size: int
+    pathologies: Sequence[str]
+    splits: Sequence[str]
 
 
 def make(task: Task) -> Made:
-    """Stream the image parts through a pool of actors."""
+    """Stream the part files of images through a pool of actors."""
     task.execution.start_ray()
-    config = dict(task.step.config)
-    images = {split: task.inputs[f"images_{split}"] for split in config["splits"]}
+    settings, compute = Settings(**task.step.config), task.execution.compute
+    images = {split: task.inputs[f"images_{split}"] for split in settings.splits}
     parts = [(split, part) for split, record in images.items() for part in record.paths("images/")]
-    items = [{"group": i, "split": split, "part": part} for i, (split, part) in enumerate(parts)]
-    size = int(task.inputs["classifier"].config["size"])
-    resources = task.execution.cams
-    rows = run_actors(
-        "cams",
-        ": groups mapped",
-        items,
-        ReadPart(task.attempt, images),
-        CamActor,
-        (task.attempt, task.inputs["classifier"], config, size, max(1, int(resources.num_cpus))),
-        resources,
-        task.execution.images_cpus if resources.num_gpus else resources.num_cpus,  # equal on CPUs: Ray Data fuses both into the actor
+    arguments = (task.attempt, task.inputs["classifier"], settings, compute.cams.threads)
+    read = ReadPart(task.attempt, images)
+    results = run_actors(
+        "cams", ": groups mapped", parts, read, CamActor, arguments, compute.cams, compute.images.num_cpus
     )
-    files = [FileEntry(*row["file"]) for row in rows]
-    return Made(files, rows=sum(int(row["rows"]) for row in rows), run={"device": rows[0]["device"]})
+    return Made(files_of(results), rows=rows_of(results), run={"device": results[0]["device"]})
 
 
 @dataclass
 class ReadPart:
-    """Reads one image part's bytes, ahead of the actors."""
+    """Reads the bytes of part files of images, ahead of the actors.
+
+    Args:
+        attempt: gives the store.
+        images: the images record of each split.
+    """
 
     attempt: Attempt
     images: dict[str, Record]
 
-    def __call__(self, row: Row) -> Row:
-        return {**row, "data": self.attempt.store.read(self.images[row["split"]], row["part"])}
+    def __call__(self, part: Sequence[str]) -> list[bytes]:
+        """Read the bytes of one file; `part` is (split, path)."""
+        split, path = part
+        return [self.attempt.store.read(self.images[split], path)]
 
 
 class CamActor:
-    """Holds a classifier; maps one group of images, in fixed batches."""
+    """Holds a classifier, and makes the CAMs of one part file of images at a time, in fixed batches.
 
-    def __init__(self, attempt: Attempt, classifier: Record, config: dict[str, Any], size: int, threads: int) -> None:
+    Args:
+        attempt: where the CAMs are written.
+        classifier: the classifier's record.
+        settings: the step's settings.
+        threads: threads of torch.
+    """
+
+    def __init__(self, attempt: Attempt, classifier: Record, settings: Settings, threads: int) -> None:
+        """Load the classifier onto this process's device."""
         torch.set_num_threads(threads)
-        self._attempt, self._config, self._size = attempt, config, size
+        self._attempt, self._settings = attempt, settings
         self._device = training_device()
         model, self._facts = load_classifier(attempt.store, classifier)
         self._model = model.to(self._device)
 
-    def __call__(self, row: Row) -> Row:
-        table = pq.read_table(pa.BufferReader(row["data"]))
-        pixels = binary_column(table, "pixels", np.uint8, (self._size, self._size))
-        scores, maps = self.map(pixels)
+    def __call__(self, part: Sequence[str], files: list[bytes]) -> Row:
+        """Write the CAMs of one part file.
+
+        Args:
+            part: (split, path) of the images.
+            files: the bytes that ReadPart read.
+
+        Returns:
+            {rows, files, device}.
+        """
+        split, path = part
+        table = pq.read_table(pa.BufferReader(files[0]))
+        size = self._facts["size"]
+        scores, maps = self.map(binary_column(table, "pixels", np.uint8, (size, size)))
         out = table.select(["cxr_id", "height", "width"])
         out = out.append_column("probability", pa.array(list(scores), type=pa.list_(pa.float32())))
-        out = join_cams(out, maps, self._config["pathologies"])
-        entry = self._attempt.write_table(row["part"].replace("images/", f"cams/{row['split']}/"), out)
-        return {"rows": len(out), "file": [entry.path, entry.size, entry.sha256], "device": str(self._device)}
+        out = join_cams(out, maps, self._settings.pathologies)
+        entry = self._attempt.write_table(path.replace("images/", f"cams/{split}/"), out)
+        return {"rows": len(out), "files": [entry], "device": str(self._device)}
 
-    def map(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[Any, Any]:
-        """Probabilities float32 [N, K] and maps float16 [N, K, h, w] of uint8 [N, S, S]."""
-        count, batch = len(self._config["pathologies"]), self._config["batch_size"]
+    def map(self, pixels: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float16]]:
+        """Compute the probabilities and the CAMs of images.
+
+        Args:
+            pixels: uint8 [N, S, S].
+
+        Returns:
+            Probabilities float32 [N, K] in [0, 1], and maps float16 [N, K, h, w] >= 0 (paper eq. 1 and 2).
+        """
+        settings, count = self._settings, len(self._settings.pathologies)
         scores, maps = [], []
-        for start in range(0, len(pixels), batch):
-            images = network_input(torch.tensor(pixels[start : start + batch]).to(self._device), self._facts["normalisation"])
-            logits, cams = grad_cam(self._model, images, count, self._config["variant"], self._config["fine_grid"])
+        for start in range(0, len(pixels), settings.batch_size):
+            batch = torch.tensor(pixels[start : start + settings.batch_size]).to(self._device)
+            images = network_input(batch, self._facts["normalisation"])
+            logits, cams = grad_cam(self._model, images, count, settings.variant, settings.fine_grid)
             scores.append(probabilities(logits, count).cpu().numpy().astype(np.float32))
             maps.append(cams.cpu().numpy().astype(np.float16))
         return np.concatenate(scores), np.concatenate(maps)

@@ -1,14 +1,20 @@
-"""Train an image-level classifier (for CAMs, and as an encoder's initialisation).
+"""Train an image-level classifier: for CAMs, or as the initialisation `chexpert` of segmentation encoders.
 
-INPUT   images {cxr_id, pixels} and manifest labels of the training and the validation splits; with another init than random the trunk's weights
-OUTPUT  weights.safetensors (best by mean AUROC of the selection pathologies; normalisation and pathologies in its metadata)
+The step takes decoded images with their image-level labels, and, unless the init is `random`, weights for the trunk. It
+trains a multi-label network (paper section 3.3.1), and keeps the checkpoint with the best mean AUROC of the selection
+pathologies on the validation splits.
+
+INPUT   images {cxr_id, pixels} and manifest {cxr_id, labels[K]} of the training and validation splits; trunk weights
+OUTPUT  weights.safetensors: the kept checkpoint, with {architecture, normalisation, pathologies, uncertainty, size} as
+        JSON under `model` in its metadata. No table; the history of losses and AUROCs is in the record's metrics.
 FAN-OUT one training; 0, 1 or num_replicas workers, which share each batch and the validation
 """
 
 import json
 import math
-import time
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,150 +22,216 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from chexseg_ray.artifacts import FileEntry, Record
 from chexseg_ray.data.normalisation import network_input
+from chexseg_ray.engine.execution import Made, Task
+from chexseg_ray.engine.replicas import Replica
+from chexseg_ray.engine.shards import ImageShards
+from chexseg_ray.engine.tables import label_matrix, read_manifest
+from chexseg_ray.engine.train import WEIGHTS, Report, TrainingJob, TrainingRun, Values, job_facts, run_training
+from chexseg_ray.engine.training_state import from_safetensors
 from chexseg_ray.errors import InputError
 from chexseg_ray.evaluation.auroc import auroc
-from chexseg_ray.progress import track
-from chexseg_ray.pseudo.classifier import IGNORED, build_classifier, masked_loss, probabilities, training_targets, trunk_of
+from chexseg_ray.pseudo.classifier import (
+    IGNORED,
+    build_classifier,
+    classifier_update,
+    probabilities,
+    training_targets,
+    trunk_of,
+)
 from chexseg_ray.stages.encoder import initialise
-from chexseg_ray.stages.execution import Made, Task
-from chexseg_ray.stages.replicas import Replica
-from chexseg_ray.stages.shards import Batch, ImageShards
-from chexseg_ray.stages.tables import label_matrix, read_manifest
-from chexseg_ray.stages.train import NanLossError, Report, TrainingJob, begin, require_finite, result, run_training
-from chexseg_ray.stages.training_state import Progress, to_safetensors
+from chexseg_ray.store.step import Record
+from chexseg_ray.store.store import Store
+
+Targets = dict[str, npt.NDArray[np.int8]]  # training targets [K] by cxr_id
+_VALIDATION_BATCH = 64  # images of a forward pass in validation, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings that determine a classifier's training: the step's hashed config.
+
+    The fields that are not listed are those of config.upstream.EncoderClassifierConfig.
+
+    Args:
+        architecture: densenet121 | resnet18 of torchvision, or an encoder of smp.
+        pathologies: K names, in channel order.
+        size: S, pixels of a side.
+    """
+
+    architecture: str
+    pathologies: Sequence[str]
+    size: int
+    uncertainty: str
+    blanks: str
+    normalisation: str
+    train_splits: Sequence[str]
+    validation_splits: Sequence[str]
+    selection_pathologies: Sequence[str]
+    batch_size: int
+    num_replicas: int
+    learning_rate: float
+    num_updates: int
+    validate_every: int
+    seed: int
 
 
 def make(task: Task) -> Made:
-    """Train to num_updates, going on from a saved state when there is one."""
-    resources = task.execution.classifier
-    return run_training(train, TrainingJob.of(task, resources), resources, task.execution, f"classifier-{task.step.fingerprint}")
+    """Train up to num_updates, and go on from a saved state when there is one."""
+    settings, resources = Settings(**task.step.config), task.execution.compute.classifier
+    job = TrainingJob(settings, **job_facts(task, resources, f"classifier {settings.architecture}"))
+    return run_training(train, job, resources, task.execution, f"classifier-{task.step.fingerprint}")
 
 
-def _shards(job: TrainingJob, splits: list[str], for_training: bool) -> tuple[ImageShards, dict[str, npt.NDArray[np.int8]]]:
-    config = job.config
-    uncertainty, blanks = (config["uncertainty"], config["blanks"]) if for_training else ("ignore", "ignore")
-    store = job.attempt.store
-    targets: dict[str, npt.NDArray[np.int8]] = {}
-    present = [split for split in splits if f"images_{split}" in job.inputs]
-    for split in present:
-        manifest = read_manifest(store, job.inputs[f"manifest_{split}"])
-        ids = list(manifest["cxr_id"])
-        targets |= dict(zip(ids, training_targets(label_matrix(manifest, ids), uncertainty, blanks), strict=True))
-    return ImageShards(store, [job.inputs[f"images_{split}"] for split in present], config["size"], targets), targets
+def train(job: TrainingJob[Settings], report: Report) -> None:
+    """Run the training loop: Adam with a constant learning rate on the masked cross-entropy.
 
+    Args:
+        job: the training.
+        report: takes plain metrics, the last of which are the result.
 
-def train(job: TrainingJob, report: Report) -> None:
-    """The training loop (Adam, constant learning rate, masked cross-entropy)."""
-    config, start = job.config, time.monotonic()
-    device = begin(config["seed"], job.threads)
-    replica = Replica.here()
-    model = build_classifier(config["architecture"], len(config["pathologies"]), config["uncertainty"])
-    _, encoder = initialise(trunk_of(model), job, config["architecture"], config["normalisation"])
-    model = model.to(device)
-    optimiser = torch.optim.Adam(model.parameters(), lr=config["learning_rate"], fused=True)
-    keeper = job.keeper(replica)
-    progress = keeper.load(model, optimiser)
-    shards, targets = _shards(job, config["train_splits"], for_training=True)
-    validation, _ = _shards(job, config["validation_splits"], for_training=False)
-    if shards.num_rows < config["batch_size"]:
-        raise InputError(f"{config['architecture']}: {shards.num_rows} training images are fewer than one batch of {config['batch_size']}")
-    total = config["num_updates"]
-    telemetry = job.telemetry(replica, progress.update)
-    show = track(f"classifier {config['architecture']}: updates", total)
+    Raises:
+        InputError: the training splits have fewer images than one batch.
+        NanLossError: a loss or a weight is not finite.
+    """
+    settings = job.settings
+    run = TrainingRun(job, report, settings.seed)
+    model = build_classifier(settings.architecture, len(settings.pathologies), settings.uncertainty)
+    trunk = trunk_of(model)
+    _, encoder = initialise(trunk, job, settings.architecture, settings.normalisation, settings.pathologies)
+    model = model.to(run.device)
+    optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
+    progress = run.resume(model, optimiser)
+    shards, targets = _shards(job, settings.train_splits, settings.uncertainty, settings.blanks)
+    validation, _ = _shards(job, settings.validation_splits, "ignore", "ignore")
+    if shards.num_rows < settings.batch_size:
+        few = f"{shards.num_rows} training images are fewer than one batch of {settings.batch_size}"
+        raise InputError(f"{settings.architecture}: {few}: lower its batch_size, or name more splits to train on")
     model.train()
-    batches = shards.batches(config["batch_size"], config["seed"], progress.update)
-    while progress.update < total:
+    batches = shards.batches(settings.batch_size, settings.seed, progress.update)
+
+    def update(number: int) -> tuple[Values, list[str]]:
+        """Do one update; return its loss and the cxr_ids of the batch."""
         batch = next(batches)
-        value = classifier_update(model, optimiser, batch, config, progress.update, replica, device)
-        if not math.isfinite(value):
-            raise NanLossError(f"classifier update {progress.update}: loss is {value}, images {', '.join(batch.ids)}: lower its learning_rate")
-        progress.update += 1
-        if progress.update % config["validate_every"] == 0 or progress.update == total:
-            entry = _validate(model, validation, config, device, replica)
-            progress.history.append({"update": float(progress.update), "loss": value, **entry})
-            telemetry.recorded(progress.history[-1])
-            progress.keep_if_best(model, entry.get("selection", math.nan))
-        show(progress.update, f"loss {value:.3f}")
-        telemetry.updated(progress.update)
-        keeper.save_if_due(model, optimiser, progress)
-    run = job.run_facts(device, replica, start)
-    metrics = {"encoder": encoder, "positive_targets": _positives(config["pathologies"], targets)}
-    files = _finish(job, config, model, progress, replica, metrics)
-    report(result(files, shards.num_rows, metrics, run))
+        share = run.replica.share(len(batch.samples))
+        batch_targets = torch.tensor(batch.targets)
+        loss = classifier_update(
+            model,
+            optimiser,
+            torch.tensor(batch.pixels[share]).to(run.device),
+            batch_targets[share].to(run.device),
+            int((batch_targets != IGNORED).sum()),
+            settings.normalisation,
+            partial(run.replica.forward, model, num_replicas=settings.num_replicas, seed=(settings.seed, number)),
+            run.sum_,
+        )
+        return {"loss": loss}, batch.ids
 
+    def validate(values: Values) -> tuple[dict[str, float], float]:
+        """The history's entry and the score that chooses the checkpoint, NaN where no AUROC is defined."""
+        areas = validation_areas(model, validation, settings, run.device, run.replica)
+        return {"update": float(progress.update), **values, **areas}, areas.get("selection", math.nan)
 
-def classifier_update(
-    model: nn.Module, optimiser: torch.optim.Optimizer, batch: Batch, config: Mapping[str, Any], update: int, replica: Replica, device: torch.device
-) -> float:
-    """One step on one batch, of which this process takes its share. Returns the whole batch's loss; when it is not finite, no weight has changed."""
-    own = replica.share(len(batch.samples))
-    targets = torch.tensor(batch.targets)
-    optimiser.zero_grad(set_to_none=True)
-    inputs = network_input(torch.tensor(batch.pixels[own]).to(device), config["normalisation"])
-    logits = replica.forward(model, inputs, config["num_replicas"], (config["seed"], update))
-    loss = masked_loss(logits, targets[own].to(device), int((targets != IGNORED).sum()))
-    whole = loss.detach().clone()
-    replica.sum_([whole])
-    if math.isfinite(value := float(whole)):
-        loss.backward()  # type: ignore[no-untyped-call]
-        replica.sum_(p.grad for p in model.parameters() if p.grad is not None)
-        optimiser.step()
-    return value
+    def note(values: Values) -> str:
+        """What is shown while it trains."""
+        return f"loss {values['loss']:.3f}"
 
-
-def _validate(model: nn.Module, shards: ImageShards, config: Mapping[str, Any], device: torch.device, replica: Replica) -> dict[str, float]:
-    """AUROC of each pathology that has one on the validation images, and the selection pathologies' mean. Processes share the batches."""
-    if shards.num_rows == 0:
-        return {}
-    model.eval()
-    count, start = len(config["pathologies"]), 0
-    scores, labels = torch.zeros(shards.num_rows, count), np.empty((shards.num_rows, count))
-    for number, batch in enumerate(shards.in_order(64)):
-        rows = slice(start, start + len(batch.samples))
-        start = rows.stop
-        labels[rows] = np.where(batch.targets == IGNORED, np.nan, batch.targets)
-        if number % replica.count == replica.rank:
-            with torch.no_grad():
-                logits = model(network_input(torch.tensor(batch.pixels).to(device), config["normalisation"]))
-            scores[rows] = probabilities(logits, count).float().cpu()
-    scores = scores.to(device) if replica.count > 1 else scores
-    replica.sum_([scores])
-    model.train()
-    areas = dict(zip(config["pathologies"], auroc(scores.cpu().numpy(), labels), strict=True))
-    defined = {f"auroc {name}": float(area) for name, area in areas.items() if not math.isnan(area)}
-    chosen = [areas[name] for name in config["selection_pathologies"] if not math.isnan(areas[name])]
-    return defined | ({"selection": float(np.mean(chosen))} if chosen else {})
-
-
-def _positives(pathologies: list[str], targets: dict[str, npt.NDArray[np.int8]]) -> dict[str, int]:
-    return dict(zip(pathologies, (np.stack(list(targets.values())) == 1).sum(axis=0).tolist(), strict=True))
-
-
-def _finish(
-    job: TrainingJob, config: Mapping[str, Any], model: nn.Module, progress: Progress, replica: Replica, metrics: dict[str, Any]
-) -> list[FileEntry]:
-    """Write the chosen weights; rank 0 alone. Adds to the metrics how they were chosen."""
-    weights = progress.best or dict(model.state_dict())
-    require_finite(f"classifier {config['architecture']}:", weights, progress.update, "its learning_rate")
-    metrics |= {
+    due = {*range(settings.validate_every, settings.num_updates, settings.validate_every), settings.num_updates}
+    run.train(update, due, validate, "its learning_rate", note)
+    metrics = {
+        "encoder": encoder,
+        "positive_targets": _count_positives(settings.pathologies, targets),
         "selected": "best" if progress.best else "last (no AUROC is defined on the validation images)",
         "best_update": progress.best_update if progress.best else progress.update,
         "validation_auroc": progress.best_score if progress.best else None,
         "history": progress.history,
     }
-    if replica.rank:
-        return []
-    metadata = {k: config[k] for k in ("architecture", "normalisation", "pathologies", "uncertainty", "size")}
-    return [job.attempt.write("weights.safetensors", to_safetensors(weights, {"model": json.dumps(metadata)}))]
+    names = ("architecture", "normalisation", "pathologies", "uncertainty", "size")
+    facts = {name: getattr(settings, name) for name in names}
+    run.finish(progress.best or dict(model.state_dict()), facts, shards.num_rows, metrics, "its learning_rate")
 
 
-def load_classifier(attempt_store: Any, record: Record) -> tuple[nn.Module, dict[str, Any]]:
-    """The trained network in eval mode on the CPU, and {architecture, normalisation, pathologies, uncertainty, size}."""
-    from chexseg_ray.stages.training_state import from_safetensors
+def _shards(
+    job: TrainingJob[Settings], splits: Sequence[str], uncertainty: str, blanks: str
+) -> tuple[ImageShards, Targets]:
+    """The images of the given splits, and their targets. A split that the study does not have is left out.
 
-    tensors, metadata = from_safetensors(attempt_store.read(record, "weights.safetensors"))
+    Args:
+        job: the training.
+        splits: names of splits.
+        uncertainty: what an uncertain label becomes.
+        blanks: what a blank label becomes.
+    """
+    store = job.attempt.store
+    targets: Targets = {}
+    present = [split for split in splits if f"images_{split}" in job.inputs]
+    for split in present:
+        manifest = read_manifest(store, job.inputs[f"manifest_{split}"])
+        ids = list(manifest["cxr_id"])
+        targets |= dict(zip(ids, training_targets(label_matrix(manifest, ids), uncertainty, blanks), strict=True))
+    records = [job.inputs[f"images_{split}"] for split in present]
+    return ImageShards(store, records, job.settings.size, targets), targets
+
+
+def validation_areas(
+    model: nn.Module, shards: ImageShards, settings: Settings, device: torch.device, replica: Replica
+) -> dict[str, float]:
+    """Compute the AUROC of each pathology on the validation images. Processes share the batches.
+
+    Args:
+        model: the network, in train mode before and after.
+        shards: the validation images.
+        settings: the training's settings.
+        device: where the model is.
+        replica: this process.
+
+    Returns:
+        `auroc NAME` in [0, 1] of each pathology that has both positive and negative images, and `selection`, the mean
+        AUROC of the selection pathologies among them, if there is one.
+    """
+    if shards.num_rows == 0:
+        return {}
+    model.eval()
+    count = len(settings.pathologies)
+    scores, labels = torch.zeros(shards.num_rows, count), np.empty((shards.num_rows, count))
+    start = 0
+    for number, batch in enumerate(shards.in_order(_VALIDATION_BATCH)):
+        rows = slice(start, start + len(batch.samples))
+        start = rows.stop
+        labels[rows] = np.where(batch.targets == IGNORED, np.nan, batch.targets)
+        if number % replica.count == replica.rank:
+            with torch.no_grad():
+                logits = model(network_input(torch.tensor(batch.pixels).to(device), settings.normalisation))
+            scores[rows] = probabilities(logits, count).float().cpu()
+    if replica.count > 1:
+        scores = scores.to(device)  # where processes add tensors up; rows of other processes' batches are zeros
+    replica.sum_([scores])
+    model.train()
+    areas = dict(zip(settings.pathologies, auroc(scores.cpu().numpy(), labels), strict=True))
+    found = {f"auroc {name}": float(area) for name, area in areas.items() if not math.isnan(area)}
+    selected = [areas[name] for name in settings.selection_pathologies if not math.isnan(areas[name])]
+    if selected:
+        found["selection"] = float(np.mean(selected))
+    return found
+
+
+def _count_positives(pathologies: Sequence[str], targets: Targets) -> dict[str, int]:
+    """The number of images whose target is 1, by pathology."""
+    counts = (np.stack(list(targets.values())) == 1).sum(axis=0)
+    return dict(zip(pathologies, counts.tolist(), strict=True))
+
+
+def load_classifier(store: Store, record: Record) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a trained classifier.
+
+    Args:
+        store: holds the record's files.
+        record: the classifier's record.
+
+    Returns:
+        The network in eval mode on the CPU, and {architecture, normalisation, pathologies, uncertainty, size}.
+    """
+    tensors, metadata = from_safetensors(store.read(record, WEIGHTS))
     facts: dict[str, Any] = json.loads(metadata["model"])
     model = build_classifier(facts["architecture"], len(facts["pathologies"]), facts["uncertainty"])
     model.load_state_dict(tensors)

@@ -1,4 +1,8 @@
-"""Counts of pixels of one image's masks against the truth: what a model's, a reader's and a file's masks are all measured by."""
+"""Count the pixels of one image's masks against the expert masks, at two resolutions.
+
+This is no kind of step. The steps `evaluation` (a network's masks) and `benchmark` (another reader's masks) both count
+with it, and both write the rows to counts.parquet, with the columns of COUNTS.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from chexseg_ray.artifacts import Record, Store
 from chexseg_ray.data.images import content_box
 from chexseg_ray.data.masks import Rle, decode_rle
 from chexseg_ray.evaluation.iou import mask_counts
+from chexseg_ray.store.step import Record
+from chexseg_ray.store.store import Store
 
 COUNTS = pa.schema(
     [(name, pa.string()) for name in ("cxr_id", "patient_id", "pathology", "resolution")]
@@ -20,28 +25,51 @@ Masks = npt.NDArray[np.bool_]
 
 
 def originals(store: Store, manifest: Record) -> dict[str, dict[str, Any]]:
-    """{cxr_id: {cxr_id, patient_id, height, width, rle_original}} of a split with masks."""
+    """Read the sizes and the expert masks at original resolution of a split with masks.
+
+    Args:
+        store: holds the record's files.
+        manifest: the record of the split's manifest.
+
+    Returns:
+        {cxr_id: {cxr_id, patient_id, height, width, rle_original}}; the last has the run lengths of K masks.
+    """
     columns = ["cxr_id", "patient_id", "height", "width", "rle_original"]
     return {row["cxr_id"]: row for row in store.read_table(manifest, "manifest.parquet", columns).to_pylist()}
 
 
-def count_rows(original: Mapping[str, Any], pathologies: Sequence[str], model: Masks, truth: Masks, whole: Masks) -> list[dict[str, Any]]:
-    """The 2 K rows of one image.
+def count_rows(
+    original: Mapping[str, Any], pathologies: Sequence[str], model: Masks, truth: Masks, whole: Masks
+) -> list[dict[str, Any]]:
+    """Count the pixels of one image's masks. At model resolution, only the image's content is counted, not its padding.
 
     Args:
-        original: its row of originals().
+        original: the image's row of originals().
         pathologies: K names.
         model: predicted masks bool [K, S, S].
-        truth: true masks bool [K, S, S].
+        truth: expert masks bool [K, S, S].
         whole: predicted masks bool [K, height, width], at the image's own resolution.
+
+    Returns:
+        2 K rows with the columns of COUNTS: all pathologies at resolution `model`, then all at `original`.
     """
     height, width = original["height"], original["width"]
     box = content_box(height, width, model.shape[-1])
-    small = mask_counts(model[:, box.rows, box.columns], truth[:, box.rows, box.columns])
-    full = np.stack([decode_rle(Rle(height, width, counts)) for counts in original["rle_original"]])
-    identity = {"cxr_id": original["cxr_id"], "patient_id": original["patient_id"]}
-    return [
-        identity | {"pathology": name, "resolution": resolution, "intersection": int(i), "predicted": int(p), "truth": int(t)}
-        for resolution, counts in (("model", small), ("original", mask_counts(whole, full)))
-        for name, (i, p, t) in zip(pathologies, counts, strict=True)
-    ]
+    model_counts = mask_counts(model[:, box.rows, box.columns], truth[:, box.rows, box.columns])
+    expert = np.stack([decode_rle(Rle(height, width, counts)) for counts in original["rle_original"]])
+    original_counts = mask_counts(whole, expert)
+    rows = []
+    for resolution, counts in (("model", model_counts), ("original", original_counts)):
+        for pathology, (intersection, predicted, true) in zip(pathologies, counts, strict=True):
+            rows.append(
+                {
+                    "cxr_id": original["cxr_id"],
+                    "patient_id": original["patient_id"],
+                    "pathology": pathology,
+                    "resolution": resolution,
+                    "intersection": int(intersection),
+                    "predicted": int(predicted),
+                    "truth": int(true),
+                }
+            )
+    return rows

@@ -1,36 +1,57 @@
-"""Compare a trained network with the test split's expert masks.
+"""Compare a trained network's masks of the test images with the expert masks.
 
-INPUT   weights and thresholds of one segmentation record; test images, their masks at model and original resolution
-OUTPUT  counts.parquet {cxr_id, patient_id, pathology, resolution: model | original, intersection, predicted, truth}
-FAN-OUT 2 K rows an image; a plain loop, inside the trial that trained
+The step takes the network and the thresholds of one sweep point, predicts every test image, and counts pixels at the
+model's and at the original resolution. IoU is computed from these counts later, in the report.
+
+INPUT   weights and thresholds of one segmentation record; the test split's manifest with masks at original resolution,
+        and its images and masks at model resolution
+OUTPUT  counts.parquet {cxr_id, patient_id, pathology, resolution: model | original, intersection, predicted, truth},
+        the last three int64 in pixels; `predicted` is the network, `truth` the expert
+FAN-OUT 2 K rows an image; a plain loop, inside the trial that trained the network
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from chexseg_ray.engine.execution import Made, Task
+from chexseg_ray.engine.pool import load_masks, load_pixels, unpack_masks
 from chexseg_ray.segmentation.inference import BATCH
 from chexseg_ray.stages.counts import COUNTS, count_rows, originals
-from chexseg_ray.stages.execution import Made, Task
-from chexseg_ray.stages.pool import load_masks, load_pixels, unpack_masks
 from chexseg_ray.stages.prediction import load_segmenter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings that determine the counts: the step's hashed config.
+
+    Args:
+        pathologies: K names, in channel order.
+        size: S, pixels of a side at model resolution.
+    """
+
+    pathologies: Sequence[str]
+    size: int
 
 
 def make(task: Task) -> Made:
     """Predict every test image and count pixels."""
-    store, size, names = task.store, task.step.config["size"], task.step.config["pathologies"]
-    images = task.inputs["images_test"]
+    settings, store, images = Settings(**task.step.config), task.store, task.inputs["images_test"]
     segmenter = load_segmenter(store, task.inputs["segmentation"])
-    found = originals(store, task.inputs["manifest_test"])
-    pixels, masks = load_pixels(store, images), load_masks(store, images, size)
+    originals_by_id = originals(store, task.inputs["manifest_test"])
+    pixels, masks = load_pixels(store, images), load_masks(store, images, settings.size)
     ids = sorted(pixels.index)
     rows: list[dict[str, Any]] = []
     for start in range(0, len(ids), BATCH):
         batch = ids[start : start + BATCH]
-        sizes = [(found[cxr_id]["height"], found[cxr_id]["width"]) for cxr_id in batch]
-        truth = unpack_masks(masks.gather(batch), size)
-        predicted = segmenter.letterboxed(pixels.gather(batch), sizes)
-        for cxr_id, true, own in zip(batch, truth, predicted, strict=True):
-            rows += count_rows(found[cxr_id], names, own.model_masks, true, own.masks)
+        sizes = [(originals_by_id[cxr_id]["height"], originals_by_id[cxr_id]["width"]) for cxr_id in batch]
+        truths = unpack_masks(masks.gather(batch), settings.size)
+        segmented = segmenter.letterboxed(pixels.gather(batch), sizes)
+        for cxr_id, truth, found in zip(batch, truths, segmented, strict=True):
+            rows += count_rows(originals_by_id[cxr_id], settings.pathologies, found.model_masks, truth, found.masks)
     table = pa.Table.from_pylist(rows, schema=COUNTS)
-    return Made([task.attempt.write_table("counts.parquet", table)], rows=len(rows), run={"device": str(segmenter.device)})
+    return Made(
+        [task.attempt.write_table("counts.parquet", table)], rows=len(rows), run={"device": str(segmenter.device)}
+    )

@@ -1,69 +1,114 @@
 """Decode and letterbox the X-rays of one split, once, and its expert masks with them.
 
-INPUT   manifest rows {cxr_id, path, height, width, rle_original[K]} and image files
-OUTPUT  images/part-*.parquet {cxr_id, height, width, pixels u8[S, S], sha256}; for annotated splits
-        masks/part-*.parquet {cxr_id, height, width, rle[K]}; rejects.parquet {cxr_id, path, stage, reason}
-FAN-OUT one task a group of rows; CPU only
+The step takes the split's manifest and the image files. It writes square images of S pixels a side, and, for splits
+with expert masks, the masks at the same size. An image that cannot be decoded is a row of rejects.parquet; with too
+many of them the step fails.
+
+INPUT   manifest rows {cxr_id, path, height, width, rle_original[K]}, and image files
+OUTPUT  images/part-*.parquet {cxr_id, height, width, pixels uint8[S, S], sha256}: the original size in pixels, and the
+        hash of the image file;
+        masks/part-*.parquet {cxr_id, height, width, rle[K]} for splits with expert masks, at S x S pixels;
+        rejects.parquet {cxr_id, path, stage, reason}, which has no rows where every image is usable
+FAN-OUT one task a group of 128 rows, which writes one part file of each kind; CPU only
 """
 
 import hashlib
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
-from chexseg_ray.artifacts import Attempt, FileEntry
 from chexseg_ray.data.images import ImageError, decode_grey, letterbox, letterbox_mask
 from chexseg_ray.data.masks import Rle, decode_rle, encode_rle
+from chexseg_ray.engine import prometheus
+from chexseg_ray.engine.execution import Made, Task
+from chexseg_ray.engine.grouped import Row, files_of, group_slices, run_tasks
+from chexseg_ray.engine.tables import GROUP_ROWS, image_schema, mask_schema, part_name, write_rejects
 from chexseg_ray.errors import InputError
-from chexseg_ray.stages import metrics
-from chexseg_ray.stages.execution import Made, Source, Task
-from chexseg_ray.stages.grouped import Row, group_slices, run_tasks
-from chexseg_ray.stages.tables import GROUP_ROWS, image_schema, mask_schema, part_name, write_rejects
+from chexseg_ray.stages.manifest import split_files
+from chexseg_ray.store.filesystem import Source
+from chexseg_ray.store.store import Attempt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings that determine the decoded images: the step's hashed config.
+
+    Args:
+        split: weak | expert_train | validation | test.
+        size: S, pixels of a side.
+    """
+
+    split: str
+    size: int
 
 
 def make(task: Task) -> Made:
-    """Decode every row; what cannot be decoded goes to rejects.parquet."""
+    """Decode every row; an image that cannot be decoded becomes a row of rejects.parquet.
+
+    Args:
+        task: the step.
+
+    Raises:
+        InputError: too many images cannot be used, or an image does not have the size of its masks.
+    """
     task.execution.start_ray()
-    split, size = task.step.config["split"], task.step.config["size"]
-    files = task.execution.files
-    csv_name = files["weak_csv" if split == "weak" else "test_csv" if split == "test" and files["test_csv"] else "expert_csv"]
-    assert csv_name is not None
-    manifest = task.inputs["manifest"]
+    settings, manifest = Settings(**task.step.config), task.inputs["manifest"]
+    csv_name, _ = split_files(settings.split, task.execution.files)
     folder = str(PurePosixPath(csv_name).parent)
-    decode = DecodeGroup(task.attempt, task.open_source(), folder, list(manifest.config["pathologies"]), size)
-    columns = ["cxr_id", "path", "height", "width", "rle_original"]
-    items = group_items(task.store.read_table(manifest, "manifest.parquet", columns))
-    rows = run_tasks("images", f" ({split}): groups decoded", items, decode, task.execution.images_cpus)
-    entries = [FileEntry(*entry) for row in rows for entry in row["files"]]
-    rejects = [reject for row in rows for reject in row["rejects"]]
-    metrics.record("rejects", len(rejects), stage="images")
-    _refuse_too_many(task, split, manifest.rows, rejects)
-    entries.append(write_rejects(task.attempt, rejects))
-    return Made(entries, rows=manifest.rows - len(rejects), rejects=len(rejects))
+    decode = DecodeGroup(task.attempt, task.open_source(), folder, list(manifest.config["pathologies"]), settings.size)
+    table = task.store.read_table(manifest, "manifest.parquet", ["cxr_id", "path", "height", "width", "rle_original"])
+    cpus = task.execution.compute.images.num_cpus
+    results = run_tasks("images", f" ({settings.split}): groups decoded", row_groups(table), decode, cpus)
+    rejects = [reject for result in results for reject in result["rejects"]]
+    prometheus.record("rejects", len(rejects), stage="images")
+    _refuse_too_many(task, settings.split, manifest.rows, rejects)
+    files = [*files_of(results), write_rejects(task.attempt, rejects)]
+    return Made(files, rows=manifest.rows - len(rejects), rejects=len(rejects))
 
 
-def group_items(table: pa.Table) -> list[Row]:
-    """One item a group of a manifest's rows, as JSON; a slice at a time, so that 1,000,000 rows are never objects all at once."""
-    slices = group_slices(len(table), GROUP_ROWS)
-    return [{"group": i, "rows": json.dumps(table.slice(rows.start, rows.stop - rows.start).to_pylist())} for i, rows in enumerate(slices)]
+def row_groups(table: pa.Table) -> Iterator[list[Row]]:
+    """Yield the rows of a manifest, GROUP_ROWS at a time (the last group may be shorter)."""
+    for rows in group_slices(len(table), GROUP_ROWS):
+        yield table.slice(rows.start, rows.stop - rows.start).to_pylist()
 
 
 def _refuse_too_many(task: Task, split: str, total: int, rejects: list[dict[str, str]]) -> None:
-    first = "; ".join(f"{r['path']} {r['reason']}" for r in rejects[:10])
+    """Refuse any reject of an expert split that the config does not allow, and a share of rejects above its limit.
+
+    One reject is always within the limit, unless it is the split's only image.
+
+    Args:
+        task: the step; its execution has the limits.
+        split: the split's name.
+        total: number of images of the split.
+        rejects: rows of rejects.parquet.
+
+    Raises:
+        InputError: gives the number of rejects and the first ten.
+    """
+    first = "; ".join(f"{reject['path']} {reject['reason']}" for reject in rejects[:10])
     if split != "weak" and rejects and not task.execution.allow_expert_rejects:
-        raise InputError(
-            f"{len(rejects)} of {total} images of the split {split!r} cannot be used ({first}): mend them, or set data.allow_expert_rejects=true"
-        )
+        what = f"{len(rejects)} of {total} images of the split {split!r} cannot be used ({first})"
+        raise InputError(f"{what}: repair the files, or set data.allow_expert_rejects=true")
     if len(rejects) > max(1.0, task.execution.max_reject_fraction * total) or len(rejects) == total:
-        raise InputError(f"{len(rejects)} of {total} images cannot be used ({first}): mend them, or raise data.max_reject_fraction")
+        what = f"{len(rejects)} of {total} images cannot be used ({first})"
+        raise InputError(f"{what}: repair the files, or raise data.max_reject_fraction")
 
 
 @dataclass
 class DecodeGroup:
-    """Decodes one group of the manifest's rows and writes its parts."""
+    """Decodes groups of the manifest's rows, and writes their part files.
+
+    Args:
+        attempt: where they are written.
+        source: the data root.
+        folder: the folder of the split's CSV below the data root; paths in the CSV are relative to it.
+        pathologies: K names.
+        size: S, pixels of a side.
+    """
 
     attempt: Attempt
     source: Source
@@ -71,37 +116,63 @@ class DecodeGroup:
     pathologies: list[str]
     size: int
 
-    def __call__(self, row: Row) -> Row:
-        group = int(row["group"])
+    def __call__(self, group: int, rows: list[Row]) -> Row:
+        """Decode one group.
+
+        Args:
+            group: its number, which is that of its part files.
+            rows: its manifest rows.
+
+        Returns:
+            {files, rejects, rows}: entries of the part files, rows of rejects.parquet, number of decoded images.
+        """
         images, masks, rejects = [], [], []
-        for item in json.loads(row["rows"]):
+        for row in rows:
             try:
-                image, mask = self._decode(item)
+                image, mask = self._decode(row)
             except ImageError as error:
-                rejects.append({"cxr_id": item["cxr_id"], "path": item["path"], "stage": "images", "reason": error.reason})
+                rejects.append(
+                    {"cxr_id": row["cxr_id"], "path": row["path"], "stage": "images", "reason": error.reason}
+                )
                 continue
             images.append(image)
-            masks += [mask] if mask else []
-        parts = (("images", images, image_schema(self.size)), ("masks", masks, mask_schema(self.pathologies, self.size)))
-        tables = [(part_name(name, group), pa.Table.from_pylist(rows, schema=schema)) for name, rows, schema in parts if rows]
-        entries = [self.attempt.write_table(name, part) for name, part in tables]
-        return {"files": [[e.path, e.size, e.sha256] for e in entries], "rejects": rejects, "rows": len(images)}
+            if mask:
+                masks.append(mask)
+        files = []
+        if images:
+            image_table = pa.Table.from_pylist(images, schema=image_schema(self.size))
+            files.append(self.attempt.write_table(part_name("images", group), image_table))
+        if masks:
+            mask_table = pa.Table.from_pylist(masks, schema=mask_schema(self.pathologies, self.size))
+            files.append(self.attempt.write_table(part_name("masks", group), mask_table))
+        return {"files": files, "rejects": rejects, "rows": len(images)}
 
-    def _decode(self, item: dict[str, Any]) -> tuple[Row, Row | None]:
-        where = f"{self.folder}/{item['path']}"
+    def _decode(self, row: dict[str, Any]) -> tuple[Row, Row | None]:
+        """Decode one image.
+
+        Args:
+            row: its manifest row.
+
+        Returns:
+            Its row of images/, and its row of masks/ or None where it has no expert masks.
+
+        Raises:
+            ImageError: the file is missing or no usable image.
+            InputError: the image does not have the size of its masks.
+        """
         try:
-            data = self.source.read(where)
+            data = self.source.read(f"{self.folder}/{row['path']}")
         except FileNotFoundError:
             raise ImageError("missing") from None
         grey = decode_grey(data)
         height, width = grey.shape
-        identity = {"cxr_id": item["cxr_id"], "height": height, "width": width}
+        identity = {"cxr_id": row["cxr_id"], "height": height, "width": width}
         image = identity | {"pixels": letterbox(grey, self.size).tobytes(), "sha256": hashlib.sha256(data).hexdigest()}
-        if item["rle_original"] is None:
+        if row["rle_original"] is None:
             return image, None
-        if (item["height"], item["width"]) != (height, width):
-            raise InputError(
-                f"{item['cxr_id']}: its masks are {item['height']} x {item['width']} pixels, the image {height} x {width}: correct the mask file"
-            )
-        rles = [encode_rle(letterbox_mask(decode_rle(Rle(height, width, counts)), self.size)) for counts in item["rle_original"]]
+        if (row["height"], row["width"]) != (height, width):
+            sizes = f"its masks are {row['height']} x {row['width']} pixels, the image {height} x {width}"
+            raise InputError(f"{row['cxr_id']}: {sizes}: correct the mask file")
+        masks = [decode_rle(Rle(height, width, counts)) for counts in row["rle_original"]]
+        rles = [encode_rle(letterbox_mask(mask, self.size)) for mask in masks]
         return image, identity | {"rle": rles}

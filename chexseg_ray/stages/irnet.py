@@ -1,171 +1,250 @@
-"""Train IRNet on the CAMs of the weakly labelled images.
+"""Train IRNet on the CAMs of the weakly labelled images (paper appendix A.2 and B.1).
 
-INPUT   images {cxr_id, height, width, pixels}, cams {cxr_id, probability[K], cam[K, h, w]} and image labels of the weak split; encoder weights
-OUTPUT  weights.safetensors (trunk and branches; normalisation, displacement and size in its metadata)
+The step takes the weak images with their CAMs and image-level labels, and, unless the encoder is `random`, weights for
+the frozen ResNet50 trunk. It makes IR labels (confident foreground and background) of the CAMs, and trains the boundary
+branch and, if the config asks for it, the displacement branch. Only images with a usable CAM train.
+
+INPUT   of the weak split images {cxr_id, height, width, pixels}, cams {cxr_id, probability[K], cam[K, h, w]} and
+        manifest {cxr_id, labels[K]}; encoder weights
+OUTPUT  weights.safetensors: trunk and branches, with {displacement, normalisation, size} as JSON under `model` in its
+        metadata. No table; the history of the three losses is in the record's metrics.
 FAN-OUT one training; 0 or more workers, which share each batch: sums and pair counts are added over them, then divided
 """
 
 import json
 import math
-import time
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from chexseg_ray.artifacts import Record, Store
+from chexseg_ray.config.upstream import IRNET_ENCODER
+from chexseg_ray.data import streams
 from chexseg_ray.data.images import content_box
 from chexseg_ray.data.normalisation import network_input
+from chexseg_ray.engine.execution import Made, Task
+from chexseg_ray.engine.replicas import Replica
+from chexseg_ray.engine.shards import Batch, ImageShards
+from chexseg_ray.engine.tables import label_matrix, read_manifest, split_cams
+from chexseg_ray.engine.train import WEIGHTS, Report, TrainingJob, TrainingRun, Values, job_facts, run_training, tenths
+from chexseg_ray.engine.training_state import from_safetensors
 from chexseg_ray.errors import InputError
-from chexseg_ray.progress import track
-from chexseg_ray.pseudo.affinity import IrnetLosses, PairLabels, irnet_losses, total_loss
 from chexseg_ray.pseudo.gating import open_gates
 from chexseg_ray.pseudo.ir_augmentation import Crop
 from chexseg_ray.pseudo.ir_labels import FOREGROUND
-from chexseg_ray.pseudo.irnet import STRIDE, DisplacementBranch, IRNet, polynomial_decay
+from chexseg_ray.pseudo.irnet import STRIDE, DisplacementBranch, IRNet, irnet_update, polynomial_decay
 from chexseg_ray.stages.encoder import initialise
-from chexseg_ray.stages.execution import Made, Task
-from chexseg_ray.stages.replicas import Replica
-from chexseg_ray.stages.shards import Batch, ImageShards
-from chexseg_ray.stages.tables import label_matrix, read_manifest, split_cams
-from chexseg_ray.stages.train import NanLossError, Report, TrainingJob, begin, require_finite, result, run_training
-from chexseg_ray.stages.training_state import from_safetensors, to_safetensors
+from chexseg_ray.store.step import Record
+from chexseg_ray.store.store import Store
+
+LOSSES = ("boundary", "foreground_displacement", "background_displacement")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How IRNet's training samples are made.
+
+    Args:
+        size: S, pixels of a side.
+        foreground: share of a CAM's maximum above which a cell is foreground.
+        background: share of a CAM's maximum up to which a cell is background.
+        rescale: the smallest and the largest scale of an image.
+        flip: whether half of the images are mirrored.
+        seed: the seed of weights, batches and crops.
+    """
+
+    size: int
+    foreground: float
+    background: float
+    rescale: Sequence[float]
+    flip: bool
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Sampling):
+    """The settings that determine IRNet's training: the step's hashed config.
+
+    The fields that are not listed are those of Sampling and of config.upstream.IrnetConfig.
+
+    Args:
+        pathologies: K names, in channel order.
+        gate: label | probability | none, which images may show a pathology, as in pseudo.gating.open_gates.
+        gate_probability: in [0, 1]; NaN unless the gate is `probability`.
+        normalisation: the input statistics for encoder `random`; empty where weights bring their own.
+    """
+
+    pathologies: Sequence[str]
+    gate: str
+    gate_probability: float = math.nan
+    normalisation: str = ""
+    radius: int
+    displacement: bool
+    loss_weights: str
+    batch_size: int
+    learning_rate: float
+    decay_power: float
+    weight_decay: float
+    num_updates: int
 
 
 def make(task: Task) -> Made:
-    """Train to num_updates, going on from a saved state when there is one."""
-    resources = task.execution.irnet
-    return run_training(train, TrainingJob.of(task, resources), resources, task.execution, f"irnet-{task.step.fingerprint}")
+    """Train up to num_updates, and go on from a saved state when there is one."""
+    settings, resources = Settings(**task.step.config), task.execution.compute.irnet
+    job = TrainingJob(settings, **job_facts(task, resources, "irnet"))
+    return run_training(train, job, resources, task.execution, f"irnet-{task.step.fingerprint}")
 
 
-def _usable(job: TrainingJob) -> dict[str, npt.NDArray[np.int8]]:
-    """Of the weak images with a pathology whose gate is open and whose CAM is not zero throughout: int8 [K], 1 for each such one."""
-    store, cams = job.attempt.store, job.inputs["cams"]
+def train(job: TrainingJob[Settings], report: Report) -> None:
+    """Run the training loop: SGD without momentum, polynomial decay (paper appendix B.1).
+
+    Args:
+        job: the training.
+        report: takes plain metrics, the last of which are the result.
+
+    Raises:
+        InputError: fewer weak images have a usable CAM than one batch needs.
+        NanLossError: a loss or a weight is not finite.
+    """
+    settings = job.settings
+    run = TrainingRun(job, report, settings.seed)
+    model = IRNet(settings.displacement)
+    layers = model.trunk.layers
+    normalisation, encoder = initialise(layers, job, IRNET_ENCODER, settings.normalisation, settings.pathologies)
+    model = model.to(run.device).train()
+    rate = settings.learning_rate
+    optimiser = torch.optim.SGD(model.parameter_groups(rate), lr=rate, weight_decay=settings.weight_decay)
+    progress = run.resume(model.branches, optimiser)
+    targets = _usable_targets(job)
+    shards = ImageShards(job.attempt.store, [job.inputs["images_weak"]], settings.size, targets, job.inputs["cams"])
+    if shards.num_rows < settings.batch_size:
+        few = f"{shards.num_rows} weak images show a pathology, fewer than one batch of {settings.batch_size}"
+        raise InputError(f"irnet: {few}: lower irnet.batch_size, or open the gate (pseudo_masks.gate)")
+    batches = shards.batches(settings.batch_size, settings.seed, progress.update)
+
+    def update(number: int) -> tuple[Values, list[str]]:
+        """Do one update; return its three losses and the cxr_ids of the batch."""
+        batch = next(batches)
+        decay = polynomial_decay(number, settings.num_updates, settings.decay_power)
+        for group, scale in zip(optimiser.param_groups, (1, 10), strict=False):  # as IRNet.parameter_groups
+            group["lr"] = rate * scale * decay
+        sample = training_sample(batch, settings, number, run.replica)
+        pixels, labels = (tensor.to(run.device) for tensor in sample)
+        losses = irnet_update(
+            model, optimiser, pixels, labels, settings.radius, settings.loss_weights, normalisation, run.sum_
+        )
+        return dict(zip(LOSSES, losses, strict=True)), batch.ids
+
+    def entry(values: Values) -> tuple[dict[str, float], float]:
+        """The history's entry, and no score: the last checkpoint is kept."""
+        return {"update": float(progress.update), **values}, math.nan
+
+    def note(values: Values) -> str:
+        """What is shown while it trains."""
+        return f"boundary loss {values['boundary']:.3f}"
+
+    run.train(update, tenths(settings.num_updates), entry, "irnet.learning_rate", note)
+    if settings.displacement:
+        set_mean_displacement(model, shards, settings, normalisation, run.device, run.replica)
+    metrics = {
+        "history": progress.history,
+        "encoder": encoder,
+        "images_used": shards.num_rows,
+        "images_without_target": job.inputs["images_weak"].rows - shards.num_rows,
+    }
+    facts = {"displacement": settings.displacement, "normalisation": normalisation, "size": settings.size}
+    run.finish(model.state_dict(), facts, shards.num_rows, metrics, "irnet.learning_rate")
+
+
+def _usable_targets(job: TrainingJob[Settings]) -> dict[str, npt.NDArray[np.int8]]:
+    """Find the pathologies of each weak image that IRNet can learn from: the gate is open, and the CAM is not all zero.
+
+    Args:
+        job: the training.
+
+    Returns:
+        int8 [K] by cxr_id, 1 for each such pathology and 0 elsewhere; images without any are left out.
+    """
+    settings, store, cams = job.settings, job.attempt.store, job.inputs["cams"]
     manifest = read_manifest(store, job.inputs["manifest_weak"])
-    every = list(manifest["cxr_id"])
-    labels, rows = label_matrix(manifest, every), {cxr_id: i for i, cxr_id in enumerate(every)}
-    out: dict[str, npt.NDArray[np.int8]] = {}
+    weak_ids = list(manifest["cxr_id"])
+    labels = label_matrix(manifest, weak_ids)
+    row_of = {cxr_id: row for row, cxr_id in enumerate(weak_ids)}
+    usable: dict[str, npt.NDArray[np.int8]] = {}
     for part in cams.paths("cams/weak/"):
         table, maps = split_cams(store.read_table(cams, part))
         ids = table.column("cxr_id").to_pylist()
         probability = np.array(table.column("probability").to_pylist(), dtype=np.float32)
-        gates = open_gates(job.config, labels[[rows[cxr_id] for cxr_id in ids]], probability) & (maps.max(axis=(2, 3)) > 0)
-        out |= {cxr_id: gate.astype(np.int8) for cxr_id, gate in zip(ids, gates, strict=True) if gate.any()}
-    return out
+        part_labels = labels[[row_of[cxr_id] for cxr_id in ids]]
+        gates = open_gates(part_labels, probability, settings.gate, settings.gate_probability)
+        gates &= maps.max(axis=(2, 3)) > 0
+        for cxr_id, gate in zip(ids, gates, strict=True):
+            if gate.any():
+                usable[cxr_id] = gate.astype(np.int8)
+    return usable
 
 
-def train(job: TrainingJob, report: Report) -> None:
-    """The training loop: SGD without momentum, polynomial decay (paper appendix B.1)."""
-    config, start = dict(job.config), time.monotonic()
-    device = begin(config["seed"], job.threads)
-    replica = Replica.here()
-    model = IRNet(config["displacement"])
-    normalisation, encoder = initialise(model.trunk.layers, job, "resnet50", config.get("normalisation", ""))
-    config["normalisation"] = normalisation
-    model = model.to(device).train()
-    optimiser = torch.optim.SGD(model.parameter_groups(config["learning_rate"]), lr=config["learning_rate"], weight_decay=config["weight_decay"])
-    keeper = job.keeper(replica)
-    progress = keeper.load(model.branches, optimiser)
-    targets = _usable(job)
-    shards = ImageShards(job.attempt.store, [job.inputs["images_weak"]], config["size"], targets, job.inputs["cams"])
-    if shards.num_rows < config["batch_size"]:
-        raise InputError(
-            f"irnet: {shards.num_rows} weak images show a pathology, fewer than one batch of {config['batch_size']}: "
-            "lower irnet.batch_size, or open the gate (pseudo_masks.gate)"
-        )
-    total = config["num_updates"]
-    show, telemetry = track("irnet: updates", total), job.telemetry(replica, progress.update)
-    batches = shards.batches(config["batch_size"], config["seed"], progress.update)
-    due = {math.ceil(total * (i + 1) / 10) for i in range(10)}
-    while progress.update < total:
-        batch = next(batches)
-        decay = polynomial_decay(progress.update, total, config["decay_power"])
-        for group, scale in zip(optimiser.param_groups, (1, 10), strict=False):
-            group["lr"] = config["learning_rate"] * scale * decay
-        pixels, labels = training_sample(batch, config, progress.update, replica)
-        losses = irnet_update(model, optimiser, pixels.to(device), labels.to(device), config, replica)
-        if not np.isfinite(losses).all():
-            raise NanLossError(f"irnet update {progress.update}: losses are {losses}, images {', '.join(batch.ids)}: lower irnet.learning_rate")
-        progress.update += 1
-        if progress.update in due:
-            names = ("boundary", "foreground_displacement", "background_displacement")
-            progress.history.append({"update": float(progress.update), **dict(zip(names, losses, strict=True))})
-            telemetry.recorded(progress.history[-1])
-        show(progress.update, f"boundary loss {losses[0]:.3f}")
-        telemetry.updated(progress.update)
-        keeper.save_if_due(model.branches, optimiser, progress)
-    if config["displacement"]:
-        set_mean_displacement(model, shards, config, device, replica)
-    skipped = job.inputs["images_weak"].rows - shards.num_rows
-    metrics = {"history": progress.history, "encoder": encoder, "images_used": shards.num_rows, "images_without_target": skipped}
-    require_finite("irnet", model.state_dict(), progress.update, "irnet.learning_rate")
-    facts = {k: config[k] for k in ("displacement", "normalisation", "size")}
-    weights = to_safetensors(model.state_dict(), {"model": json.dumps(facts)})
-    entries = [job.attempt.write("weights.safetensors", weights)] if replica.rank == 0 else []
-    run = job.run_facts(device, replica, start)
-    report(result(entries, shards.num_rows, metrics, run))
+def training_sample(
+    batch: Batch, sampling: Sampling, update: int, replica: Replica
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make the training sample of this replica's share of a batch, as a function of (batch, seed, update).
 
+    Args:
+        batch: the whole batch, with CAMs.
+        sampling: how samples are made.
+        update: u >= 0, the batch's number.
+        replica: this process.
 
-def training_sample(batch: Batch, config: Mapping[str, Any], update: int, replica: Replica) -> tuple[torch.Tensor, torch.Tensor]:
-    """This replica's share of a batch: pixels uint8 [b, S, S] and IR labels uint8 [b, K, S / 4, S / 4], a function of (seed, update)."""
-    size = config["size"]
-    rng = np.random.default_rng([config["seed"], 606, update])
-    low, high = config["rescale"]
-    crops = [Crop.draw(rng, size // STRIDE, low, high, config["flip"]) for _ in batch.samples]
+    Returns:
+        Pixels uint8 [b, S, S] and IR labels uint8 [b, K, S / 4, S / 4], in the order of the share's images.
+    """
+    size = sampling.size
+    rng = np.random.default_rng([sampling.seed, streams.IRNET_CROP, update])
+    low, high = sampling.rescale
+    crops = [Crop.draw(rng, size // STRIDE, low, high, sampling.flip) for _ in batch.samples]
+    share = replica.share(len(crops))
     pixels, labels = [], []
-    for sample, crop in list(zip(batch.samples, crops, strict=True))[replica.share(len(crops))]:
+    for sample, crop in zip(batch.samples[share], crops[share], strict=True):
         assert sample.cams is not None
         gate, box = sample.target == 1, content_box(*sample.original, size)
         pixels.append(crop.pixels(sample.pixels))
-        labels.append(crop.labels(sample.cams, gate, box, size, config["foreground"], config["background"]))
+        labels.append(crop.labels(sample.cams, gate, box, size, sampling.foreground, sampling.background))
     return torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(labels))
 
 
-def irnet_update(
-    model: IRNet, optimiser: torch.optim.Optimizer, pixels: torch.Tensor, labels: torch.Tensor, config: Mapping[str, Any], replica: Replica
-) -> list[float]:
-    """One update on one batch, of which this is a replica's share. Returns the whole batch's three losses."""
-    optimiser.zero_grad(set_to_none=True)
-    dtype = next(model.parameters()).dtype
-    logits, displacement = model(network_input(pixels, config["normalisation"]).to(dtype))
-    pairs = PairLabels(labels, config["radius"])
-    counts = pairs.counts()
-    replica.sum_([counts])
-    losses = irnet_losses(logits.sigmoid(), displacement, pairs, counts)
-    total_loss(losses, config["loss_weights"]).backward()  # type: ignore[no-untyped-call]
-    replica.sum_(p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None)
-    optimiser.step()
-    return _whole(losses, replica)
+def set_mean_displacement(
+    model: IRNet, shards: ImageShards, settings: Settings, normalisation: str, device: torch.device, replica: Replica
+) -> None:
+    """Set the displacement branch's mean shift to the mean of D over the confident foreground cells of all images.
 
+    Eq. 3 determines D only up to a constant. The displacements from an instance's cells to its centroid add up to zero,
+    so the mean of D over the foreground is that constant. (The irn code takes the mean over all cells.)
 
-def _whole(losses: IrnetLosses, replica: Replica) -> list[float]:
-    values = torch.stack([losses.boundary, losses.foreground, losses.background]).detach()
-    replica.sum_([values])
-    return [float(value) for value in values]
-
-
-def set_mean_displacement(model: IRNet, shards: ImageShards, config: Mapping[str, Any], device: torch.device, replica: Replica) -> None:
-    """Set the displacement branch's mean shift: the mean of D over the confident foreground cells of all training images.
-
-    Eq. 3 leaves D free up to a constant, and the ways from an instance's cells to its centroid add up to zero: so the mean over
-    foreground is the constant. (The irn code takes the mean over all cells.)
+    Args:
+        model: the network, on the device; its branch `displacement` gets the mean.
+        shards: the training images.
+        settings: the training's settings.
+        normalisation: the statistics of the trunk's input.
+        device: where the model is.
+        replica: this process; processes share the images.
     """
     branch = model.branches["displacement"]
     assert isinstance(branch, DisplacementBranch)
-    still = {**config, "rescale": [1.0, 1.0], "flip": False}
-    total = torch.zeros(3, dtype=torch.float64, device=device)
+    unaugmented = replace(settings, rescale=(1.0, 1.0), flip=False)
+    total = torch.zeros(3, dtype=torch.float64, device=device)  # the two sums of D, and the number of cells
     model.eval()
     branch.mean.zero_()
-    for number, batch in enumerate(shards.in_order(config["batch_size"])):
+    for number, batch in enumerate(shards.in_order(settings.batch_size)):
         if number % replica.count != replica.rank:
             continue
-        pixels, labels = training_sample(batch, still, 0, Replica(0, 1))
+        pixels, labels = training_sample(batch, unaugmented, 0, Replica(0, 1))
         with torch.no_grad():
-            _, field = model(network_input(pixels.to(device), config["normalisation"]))
+            _, field = model(network_input(pixels.to(device), normalisation))
         cells = (labels.to(device) == FOREGROUND).any(dim=1)
-        total[:2] += (field.permute(0, 2, 3, 1)[cells]).sum(dim=0, dtype=torch.float64)
+        total[:2] += field.permute(0, 2, 3, 1)[cells].sum(dim=0, dtype=torch.float64)
         total[2] += cells.sum()
     replica.sum_([total])
     branch.mean.copy_(total[:2] / total[2].clamp(min=1))
@@ -173,8 +252,16 @@ def set_mean_displacement(model: IRNet, shards: ImageShards, config: Mapping[str
 
 
 def load_irnet(store: Store, record: Record) -> tuple[IRNet, dict[str, Any]]:
-    """The trained network in eval mode on the CPU, and {displacement, normalisation, size}."""
-    tensors, metadata = from_safetensors(store.read(record, "weights.safetensors"))
+    """Load a trained IRNet.
+
+    Args:
+        store: holds the record's files.
+        record: the irnet record.
+
+    Returns:
+        The network in eval mode on the CPU, and {displacement, normalisation, size}.
+    """
+    tensors, metadata = from_safetensors(store.read(record, WEIGHTS))
     facts: dict[str, Any] = json.loads(metadata["model"])
     model = IRNet(facts["displacement"])
     model.load_state_dict(tensors)

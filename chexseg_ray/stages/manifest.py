@@ -1,15 +1,21 @@
-"""Read the sources of one split: who is in it, with which labels and expert masks. Runs in the driver, before Ray starts.
+"""Decide which images are in one split, with which labels and expert masks.
 
-INPUT   CSV rows {Path, ..., labels}; mask JSON {cxr_id: {pathology: RLE}}
-OUTPUT  manifest.parquet {cxr_id, patient_id, path, view, height, width, labels[K], rle_original[K]}, sorted by cxr_id
-FAN-OUT one row an image of the split
+The step takes the CSV of the split and, except for the weak split, its file of expert masks. It checks them, draws the
+split by patient where several splits share a file, and writes one row for each image. It does not decode images; it
+reads only their sizes from their headers, to compare them with the masks.
+
+INPUT   CSV rows {Path, ..., labels}; mask JSON {cxr_id: {pathology: RLE or polygons}}
+OUTPUT  manifest.parquet {cxr_id, patient_id, path, view, height, width, labels int8[K], rle_original[K]}, sorted by
+        cxr_id: `path` is relative to the CSV's folder; labels are 1, 0, -1 (uncertain) or null (blank); height, width
+        (in pixels) and masks are null in the weak split
+FAN-OUT one row an image; in the driver, before Ray starts
 """
 
+import io
 import os
-from collections.abc import Mapping, Sequence
-from io import BytesIO
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,142 +23,310 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from chexseg_ray.data.chexpert import read_csv, refuse_shared_patients
+from chexseg_ray.data.chexpert import refuse_shared_patients
 from chexseg_ray.data.images import header_size
-from chexseg_ray.data.masks import Rle, is_empty, read_mask_json
+from chexseg_ray.data.masks import is_empty
 from chexseg_ray.data.splits import split_by_patient
+from chexseg_ray.engine.execution import Made, Task
+from chexseg_ray.engine.source_tables import Masks, SourceTables
+from chexseg_ray.engine.tables import manifest_schema
 from chexseg_ray.errors import InputError
-from chexseg_ray.stages.execution import Made, Source, Task
-from chexseg_ray.stages.tables import manifest_schema
+from chexseg_ray.store.filesystem import Source, storage
 
-Masks = dict[str, dict[str, Rle]]
+_HEADER_BYTES = 65_536  # read of an image first; they hold its size, unless long EXIF data come before it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings that determine which images are in a split: the step's hashed config.
+
+    Args:
+        split: weak | expert_train | validation | test.
+        pathologies: K names, in channel order.
+        views: frontal, lateral, or both.
+        columns: {the name here: the names that the files may use for it, preferred first}.
+        num_validation: number of expert images of the split `validation`.
+        num_test: number of expert images of the split `test` where it has no files of its own; None where it has.
+        split_seed: the seed of the order in which patients are assigned.
+        sha256: {field of `data`: hash} of the user's files; empty for phantoms. They identify the files.
+        files: the files' paths below the phantom's folder; empty where the user has the data. They identify the files.
+    """
+
+    split: str
+    pathologies: Sequence[str]
+    views: Sequence[str]
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    num_validation: int = 0
+    num_test: int | None = None
+    split_seed: int = 0
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    files: Sequence[str] = ()
 
 
 def make(task: Task) -> Made:
-    """Read, check and split."""
-    config = task.step.config
-    split, pathologies = config["split"], config["pathologies"]
-    files = task.execution.files
-    source = task.open_source()
-    own_test = split == "test" and files["test_csv"] is not None
-    csv_field = "weak_csv" if split == "weak" else "test_csv" if own_test else "expert_csv"
-    name = files[csv_field]
-    assert name is not None, csv_field
-    columns = config.get("columns", {})
-    table = read_csv(_read(source, name), name, pathologies, columns)
-    _refuse_outside(source, name, table["path"])
-    in_view = table["view"].isin(config["views"])
-    masks: Masks = {}
-    if split == "weak":
-        table = table[in_view]
-    else:
-        masks_name = files["test_masks" if own_test else "expert_masks"]
-        assert masks_name is not None
-        masks = read_mask_json(_read(source, masks_name), masks_name, pathologies, columns)
-        table = table[_annotated(table, masks, name, masks_name) & in_view]
-        if not own_test:
-            table = table[_expert_splits(table, masks, config) == split]
-        _refuse_other_sizes(source, name, masks_name, table, masks)
-    if table.empty:
-        raise InputError(f"{name}: no image is left for the split {split!r}: check data.views, num_validation and num_test")
-    table = table.sort_values("cxr_id")
-    entry = task.attempt.write_table("manifest.parquet", _to_arrow(table, masks, pathologies))
-    return Made([entry], rows=len(table), metrics=_summary(table, masks, pathologies))
+    """Read and check the files, and write the split's rows.
 
-
-def check_sources(source: Source, files: Mapping[str, str | None], pathologies: Sequence[str], columns: Mapping[str, Sequence[str]]) -> None:
-    """What no single manifest sees: a patient in two of the CSV files.
+    Args:
+        task: the step; its record's metrics are the number of patients, and of each pathology's positive labels and
+            masks.
 
     Raises:
-        InputError: naming files and patients.
+        InputError: as select_rows.
     """
-    names = [name for field in ("weak_csv", "expert_csv", "test_csv") if (name := files[field]) is not None]
-    refuse_shared_patients({name: read_csv(_read(source, name), name, pathologies, columns)["patient_id"] for name in names})
+    settings = Settings(**task.step.config)
+    table, masks = select_rows(task.execution.tables, task.open_source(), task.execution.files, settings)
+    table = table.sort_values("cxr_id")
+    entry = task.attempt.write_table("manifest.parquet", _to_arrow(table, masks, settings.pathologies))
+    return Made([entry], rows=len(table), metrics=_summary(table, masks, settings.pathologies))
 
 
-def _read(source: Source, name: str) -> bytes:
-    try:
-        return source.read(name)
-    except FileNotFoundError:
-        raise InputError(f"{source.base}/{name}: is no file: check data.root and the file names in the data section") from None
+def select_rows(
+    tables: SourceTables, source: Source, files: Mapping[str, str | None], settings: Settings
+) -> tuple[pd.DataFrame, Masks]:
+    """Select the rows of a split from its CSV.
+
+    Args:
+        tables: the files that were parsed so far.
+        source: the data root.
+        files: paths below the data root, by field of the config's `data` section.
+        settings: the settings of the split's manifest step.
+
+    Returns:
+        The split's rows as SourceTables.csv has them, in the CSV's order, and the masks of all images in the mask file
+        (empty for the weak split).
+
+    Raises:
+        InputError: a file has a fault, files contradict each other, or no image is left.
+    """
+    csv_name, masks_name = split_files(settings.split, files)
+    table = tables.csv(source, csv_name, settings.pathologies, settings.columns)
+    _refuse_outside(source, csv_name, table["path"])
+    in_view = table["view"].isin(settings.views)
+    masks: Masks = {}
+    if masks_name is None:
+        table = table[in_view]
+    else:
+        masks = tables.masks(source, masks_name, settings.pathologies, settings.columns)
+        table = table[_annotated(table, masks, csv_name, masks_name) & in_view]
+        if settings.split != "test" or files["test_csv"] is None:
+            table = table[_expert_splits(table, masks, settings) == settings.split]
+        _refuse_other_sizes(source, csv_name, masks_name, table, masks)
+    if table.empty:
+        remedy = "check data.views, num_validation and num_test"
+        raise InputError(f"{csv_name}: no image is left for the split {settings.split!r}: {remedy}")
+    return table, masks
+
+
+def split_files(split: str, files: Mapping[str, str | None]) -> tuple[str, str | None]:
+    """Find the files of a split.
+
+    Args:
+        split: weak | expert_train | validation | test.
+        files: paths below the data root, by field of the config's `data` section.
+
+    Returns:
+        The paths of its CSV and of its mask file, which is None for the weak split.
+    """
+    if split == "weak":
+        csv_name, masks_name = files["weak_csv"], None
+    elif split == "test" and files["test_csv"] is not None:
+        csv_name, masks_name = files["test_csv"], files["test_masks"]
+    else:
+        csv_name, masks_name = files["expert_csv"], files["expert_masks"]
+    assert csv_name is not None, split
+    return csv_name, masks_name
+
+
+def check_sources(
+    tables: SourceTables,
+    source: Source,
+    files: Mapping[str, str | None],
+    pathologies: Sequence[str],
+    columns: Mapping[str, Sequence[str]],
+) -> None:
+    """Refuse a patient in two of the CSV files, which no single manifest step can see.
+
+    Args:
+        tables: the files that were parsed so far.
+        source: the data root.
+        files: paths below the data root, by field of the config's `data` section.
+        pathologies: K names.
+        columns: {the name here: the names that the files may use for it, preferred first}.
+
+    Raises:
+        InputError: a file has a fault, or a patient is in two of them; names files and patients.
+    """
+    patients: dict[str, Iterable[str]] = {}
+    for field_name in ("weak_csv", "expert_csv", "test_csv"):
+        name = files[field_name]
+        if name is not None:
+            patients[name] = tables.csv(source, name, pathologies, columns)["patient_id"]
+    refuse_shared_patients(patients)
 
 
 def _refuse_outside(source: Source, csv_name: str, paths: pd.Series) -> None:
-    """On a local root, no row may reach outside through a link."""
+    """Refuse a row whose image lies outside of the data root; on a local root a symbolic link can lead there.
+
+    Args:
+        source: the data root; any other than a local one has no links.
+        csv_name: the CSV's path below it.
+        paths: the images' paths relative to the CSV's folder, in its order.
+
+    Raises:
+        InputError: names the first such row.
+    """
     if not isinstance(source.filesystem, pafs.LocalFileSystem):
         return
     root = os.path.realpath(source.base)
     folder = str(Path(source.base) / Path(csv_name).parent)
-    known = {folder: f"{os.path.realpath(folder)}{os.sep}".startswith(root + os.sep)}
 
-    def inside(path: str) -> bool:
-        """Each folder is looked at once, and followed only where it is a link."""
+    def target_is_inside(name: str) -> bool:
+        """Whether a file or folder lies in the root when all links are followed."""
+        return f"{os.path.realpath(name)}{os.sep}".startswith(root + os.sep)
+
+    known = {folder: target_is_inside(folder)}
+
+    def is_inside(path: str) -> bool:
+        """Whether an image lies in the root. Each folder is looked at once, and followed only if it is a link."""
         name = folder
         for part in path.split("/"):
             above, name = name, f"{name}/{part}"
             if name not in known:
-                known[name] = known[above] and (not os.path.islink(name) or f"{os.path.realpath(name)}{os.sep}".startswith(root + os.sep))
+                known[name] = known[above] and (not os.path.islink(name) or target_is_inside(name))
         return known[name]
 
     for row, path in enumerate(paths, start=2):
-        if not inside(path):
-            raise InputError(f"{csv_name} row {row}: Path {path!r} leads out of the data root through a link: copy the file into it")
+        if not is_inside(path):
+            rule = f"Path {path!r} leads out of the data root through a link"
+            raise InputError(f"{csv_name} row {row}: {rule}: copy the file into it")
 
 
 def _refuse_other_sizes(source: Source, csv_name: str, masks_name: str, table: pd.DataFrame, masks: Masks) -> None:
-    """Headers only; an image that is missing or broken is for stages.images to reject."""
+    """Refuse masks of another size than their image, by the headers of images.
+
+    An image that is missing or damaged passes; the step `images` rejects it.
+
+    Args:
+        source: the data root.
+        csv_name: the CSV's path below it.
+        masks_name: the mask file's path below it, for the message.
+        table: the split's rows, each with masks.
+        masks: the masks of the file.
+
+    Raises:
+        InputError: names the first such image, and both sizes.
+    """
     for cxr_id, path in zip(table["cxr_id"], table["path"], strict=True):
         rle = next(iter(masks[cxr_id].values()))
         try:
-            size = header_size(BytesIO(source.read(f"{PurePosixPath(csv_name).parent}/{path}")))  # whole: a header is 20 reads of a few bytes
+            size = _size_in_header(source, f"{PurePosixPath(csv_name).parent}/{path}")
         except FileNotFoundError:
             continue
         if size is not None and size != (rle.height, rle.width):
-            raise InputError(
-                f"{masks_name}: {cxr_id!r}: its masks are {rle.height} x {rle.width} pixels, the image {size[0]} x {size[1]}: correct the file"
-            )
+            rule = f"its masks are {rle.height} x {rle.width} pixels, the image {size[0]} x {size[1]}"
+            raise InputError(f"{masks_name}: {cxr_id!r}: {rule}: correct the file")
+
+
+def _size_in_header(source: Source, where: str) -> tuple[int, int] | None:
+    """Read an image's size from its first bytes, or from the whole file where these do not hold it.
+
+    Args:
+        source: the data root.
+        where: the image's path below it.
+
+    Returns:
+        (height, width) in pixels; None if the header is unreadable or the image too large.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    with storage("read", f"{source.base}/{where}"), source.open(where) as stream:
+        head = stream.read(_HEADER_BYTES)
+        size = header_size(io.BytesIO(head))
+        if size is None and len(head) == _HEADER_BYTES:
+            size = header_size(io.BytesIO(head + stream.read()))
+    return size
 
 
 def _annotated(table: pd.DataFrame, masks: Masks, csv_name: str, masks_name: str) -> pd.Series:
-    """Which rows have masks."""
+    """Find the rows that have masks.
+
+    Args:
+        table: all rows of the CSV.
+        masks: the masks of the file.
+        csv_name: the CSV's name, for the message.
+        masks_name: the mask file's name, for the message.
+
+    Returns:
+        bool, one value per row.
+
+    Raises:
+        InputError: the mask file has an image that the CSV lacks.
+    """
     unknown = sorted(set(masks) - set(table["cxr_id"]))
     if unknown:
-        raise InputError(f"{masks_name}: {len(unknown)} ids are not in {csv_name}, first {unknown[0]!r}: correct the file")
+        raise InputError(
+            f"{masks_name}: {len(unknown)} ids are not in {csv_name}, first {unknown[0]!r}: correct the file"
+        )
     return table["cxr_id"].isin(masks.keys())
 
 
-def _expert_splits(table: pd.DataFrame, masks: Masks, config: Mapping[str, Any]) -> npt.NDArray[np.object_]:
-    """The test images first, stratified by the CSV's labels, so that no test mask has a say in the others' split; the rest by masks."""
-    patients, seed = list(table["patient_id"]), int(config["split_seed"])
-    validation, test = float(config["num_validation"]), float(config["num_test"] or 0)
+def _expert_splits(table: pd.DataFrame, masks: Masks, settings: Settings) -> npt.NDArray[np.object_]:
+    """Assign annotated images to test, validation and training, whole patients at a time.
+
+    The test images, if the test split has no files of its own, are split off first, stratified by the CSV's labels, so
+    that no test mask influences how the others are split. The others are stratified by their masks.
+
+    Args:
+        table: the annotated rows.
+        masks: the masks of the file.
+        settings: the settings of the split's manifest step.
+
+    Returns:
+        test | validation | expert_train of each row, object [N].
+
+    Raises:
+        InputError: there are fewer images than the config asks for.
+    """
+    patients, seed = list(table["patient_id"]), settings.split_seed
+    validation, test = float(settings.num_validation), float(settings.num_test or 0)
     if len(table) - validation - test < 1:
-        raise InputError(f"{len(table)} annotated images cannot give {validation:g} for validation and {test:g} for test: ask for fewer")
-    out = np.full(len(table), "test", dtype=object)
-    labels = (table[list(config["pathologies"])] == 1).to_numpy(dtype=bool)
-    rest = np.ones(len(table), dtype=bool)
+        asked = f"{validation:g} for validation and {test:g} for test"
+        raise InputError(f"{len(table)} annotated images cannot give {asked}: ask for fewer")
+    splits = np.full(len(table), "test", dtype=object)
+    labels = (table[list(settings.pathologies)] == 1).to_numpy(dtype=bool)
+    is_rest = np.ones(len(table), dtype=bool)
     if test:
-        rest = split_by_patient(patients, labels, {"test": test, "rest": len(table) - test}, seed) == "rest"
-    own = table[rest]
-    positives = np.array([[not is_empty(masks[i][name]) for name in config["pathologies"]] for i in own["cxr_id"]], dtype=bool)
-    sizes = {"validation": validation, "expert_train": len(own) - validation}
-    out[rest] = split_by_patient(list(own["patient_id"]), positives, sizes, seed)
-    return out
+        is_rest = split_by_patient(patients, labels, {"test": test, "rest": len(table) - test}, seed) == "rest"
+    rest = table[is_rest]
+    positives = np.array(
+        [[not is_empty(masks[cxr_id][name]) for name in settings.pathologies] for cxr_id in rest["cxr_id"]], dtype=bool
+    )
+    sizes = {"validation": validation, "expert_train": len(rest) - validation}
+    splits[is_rest] = split_by_patient(list(rest["patient_id"]), positives, sizes, seed)
+    return splits
 
 
 def _to_arrow(table: pd.DataFrame, masks: Masks, pathologies: Sequence[str]) -> pa.Table:
-    matrix = table[list(pathologies)].to_numpy(dtype=np.float64)
-    own = [masks.get(cxr_id) for cxr_id in table["cxr_id"]]
-    sizes = [next(iter(m.values())) if m else None for m in own]
-    columns = {name: list(table[name]) for name in ("cxr_id", "patient_id", "path", "view")} | {
+    """The rows of a split with their masks, with the columns of manifest_schema."""
+    labels = table[list(pathologies)].to_numpy(dtype=np.float64)
+    row_masks = [masks.get(cxr_id) for cxr_id in table["cxr_id"]]
+    sizes = [next(iter(row.values())) if row else None for row in row_masks]
+    columns = {name: list(table[name]) for name in ("cxr_id", "patient_id", "path", "view")}
+    columns |= {
         "height": [size.height if size else None for size in sizes],
         "width": [size.width if size else None for size in sizes],
-        "labels": [[None if np.isnan(v) else int(v) for v in line] for line in matrix],
-        "rle_original": [[m[name].counts for name in pathologies] if m else None for m in own],
+        "labels": [[None if np.isnan(label) else int(label) for label in row] for row in labels],
+        "rle_original": [[row[name].counts for name in pathologies] if row else None for row in row_masks],
     }
     return pa.table(columns, schema=manifest_schema(pathologies))
 
 
 def _summary(table: pd.DataFrame, masks: Masks, pathologies: Sequence[str]) -> dict[str, object]:
-    positive = {name: int((table[name] == 1).sum()) for name in pathologies}
-    annotated = {name: sum(not is_empty(masks[i][name]) for i in table["cxr_id"]) for name in pathologies} if masks else {}
-    return {"patients": int(table["patient_id"].nunique()), "positive_labels": positive, "positive_masks": annotated}
+    """The metrics of a manifest: numbers of patients, and of each pathology's positive labels and non-empty masks."""
+    labels = {name: int((table[name] == 1).sum()) for name in pathologies}
+    annotated = {}
+    if masks:
+        for name in pathologies:
+            annotated[name] = sum(not is_empty(masks[cxr_id][name]) for cxr_id in table["cxr_id"])
+    return {"patients": int(table["patient_id"].nunique()), "positive_labels": labels, "positive_masks": annotated}

@@ -1,10 +1,16 @@
-"""Write the phantom data set.
+"""Draw the phantom data set, which stands in for CheXpert and CheXlocalize where the user names no data.
 
-INPUT   nothing but the phantom config
-OUTPUT  a CheXpert + CheXlocalize folder: CSVs, JPEGs, mask JSONs, LICENSE.txt
+The step takes only the config section data.phantom, and writes a data root: what a user's own data folder would hold.
+The steps `manifest`, `images` and `benchmark` read it like one.
+
+INPUT   the phantom config
+OUTPUT  CheXpert-v1.0/{train,valid,test_labels}.csv in CheXpert's format, with the images as JPEGs below that folder;
+        CheXlocalize/{gt_segmentations_val,gt_segmentations_test,hb_segmentations_test}.json, the masks of images with
+        findings: the truth, and for the test images also a second reader's; LICENSE.txt
 FAN-OUT one task a group of images; CPU only
 """
 
+from collections.abc import Sequence
 from functools import partial
 from io import BytesIO
 
@@ -12,53 +18,67 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from chexseg_ray.artifacts import Attempt, FileEntry
 from chexseg_ray.data import phantom
 from chexseg_ray.data.masks import exchange_entry, exchange_json
-from chexseg_ray.stages.execution import Made, Task
-from chexseg_ray.stages.grouped import Row, group_slices, run_tasks
-from chexseg_ray.stages.tables import GROUP_ROWS
+from chexseg_ray.engine.execution import Made, Task
+from chexseg_ray.engine.grouped import Row, files_of, group_slices, run_tasks
+from chexseg_ray.engine.tables import GROUP_ROWS
+from chexseg_ray.store.store import Attempt
+
+_SPLIT_OF_CSV = {phantom.WEAK_CSV: "train", phantom.EXPERT_CSV: "valid", phantom.TEST_CSV: "test"}
 
 
 def make(task: Task) -> Made:
-    """Draw everything and write it into the attempt."""
+    """Draw all images and masks, and write the files into the attempt."""
     task.execution.start_ray()
     config = dict(task.step.config)
     long_side = config.pop("long_side")
     images = phantom.plan_phantom(**config)
-    items = [{"group": i} for i, _ in enumerate(group_slices(len(images), GROUP_ROWS))]
+    groups = [(group.start, group.stop) for group in group_slices(len(images), GROUP_ROWS)]
     work = partial(_draw_group, images=images, long_side=long_side, attempt=task.attempt)
-    rows = run_tasks("phantom", ": groups of images drawn", items, work, task.execution.images_cpus)
-    files = [FileEntry(*entry) for row in rows for entry in row["files"]]
-    truth = {name: entry for row in rows for name, entry in row["truth"].items()}
-    second = {name: entry for row in rows for name, entry in row["second"].items()}
-    texts = {path: phantom.csv_text(images, split) for path, split in _CSVS.items()}
+    results = run_tasks("phantom", ": groups of images drawn", groups, work, task.execution.compute.images.num_cpus)
+    truth = {cxr_id: entry for result in results for cxr_id, entry in result["truth"].items()}
+    second = {cxr_id: entry for result in results for cxr_id, entry in result["second"].items()}
+    texts = {path: phantom.csv_text(images, split) for path, split in _SPLIT_OF_CSV.items()}
     for path, split, masks in (
         (phantom.EXPERT_MASKS, "valid", truth),
         (phantom.TEST_MASKS, "test", truth),
         (phantom.SECOND_READER, "test", second),
     ):
-        texts[path] = exchange_json({i.cxr_id: masks[i.cxr_id] for i in images if i.split == split and i.findings})
+        annotated = [image.cxr_id for image in images if image.split == split and image.findings]
+        texts[path] = exchange_json({cxr_id: masks[cxr_id] for cxr_id in annotated})
     texts["LICENSE.txt"] = phantom.LICENCE + "\n"
-    files += [task.attempt.write(path, text.encode()) for path, text in texts.items()]
+    files = [*files_of(results), *(task.attempt.write(path, text.encode()) for path, text in texts.items())]
     return Made(files, rows=len(images))
 
 
-_CSVS = {phantom.WEAK_CSV: "train", phantom.EXPERT_CSV: "valid", phantom.TEST_CSV: "test"}
+def _draw_group(
+    _: int, rows: Sequence[int], images: list[phantom.PhantomImage], long_side: int, attempt: Attempt
+) -> Row:
+    """Draw one group of images, and write them as JPEGs.
 
+    Args:
+        rows: the group's first image, and the one behind its last.
+        images: all images of the data set.
+        long_side: pixels of an image's longer side.
+        attempt: where the JPEGs are written.
 
-def _draw_group(row: Row, images: list[phantom.PhantomImage], long_side: int, attempt: Attempt) -> Row:
+    Returns:
+        {files, rows, truth, second}; the last two are CheXlocalize's entries of the truth and of the second reader, by
+        cxr_id, without the images of train.csv.
+    """
     files, truths, seconds = [], {}, {}
-    for image in images[group_slices(len(images), GROUP_ROWS)[row["group"]]]:
+    start, stop = rows
+    for image in images[start:stop]:
         grey, truth, second = phantom.render(image, long_side)
         stream = BytesIO()
         Image.fromarray(grey).save(stream, "JPEG", quality=92)
-        entry = attempt.write(image.path, stream.getvalue())
-        files.append([entry.path, entry.size, entry.sha256])
+        files.append(attempt.write(image.path, stream.getvalue()))
         if image.split != "train":
             truths[image.cxr_id], seconds[image.cxr_id] = _entry(truth), _entry(second)
     return {"files": files, "truth": truths, "second": seconds, "rows": len(files)}
 
 
 def _entry(masks: dict[str, npt.NDArray[np.bool_]]) -> dict[str, dict[str, object]]:
+    """CheXlocalize's entry of one image's masks, bool [height, width] by pathology."""
     return exchange_entry(list(masks), np.stack(list(masks.values())))

@@ -1,13 +1,17 @@
-"""Propagate CAMs with IRNet's boundary maps by random walk.
+"""Propagate CAMs within IRNet's boundary maps by random walk (paper appendix A.2).
 
-INPUT   images {cxr_id, height, width, pixels}; cams {cxr_id, height, width, probability[K], cam[K, h, w]}; an IRNet's weights
-OUTPUT  cams/{split}/part-*.parquet, the same table at S / 4: {cxr_id, height, width, probability f32[K], cam f16[K, S / 4, S / 4]}
-FAN-OUT one row an image; actors with a model each, CPU or GPU
+The step takes the CAMs, the images that they belong to, and a trained IRNet. It writes the same table with propagated
+maps, which the step `pseudo_masks` reads like CAMs.
+
+INPUT   images {cxr_id, height, width, pixels}; cams {cxr_id, height, width, probability[K], cam[K, h, w]}; the weights
+        of an IRNet
+OUTPUT  cams/{split}/part-*.parquet {cxr_id, height, width, probability float32[K], cam float16[K, S / 4, S / 4]}: maps
+        stretched to [0, 1], everything else as in the CAMs
+FAN-OUT one row an image; actors that each hold the IRNet, on CPU or GPU
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,92 +19,150 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from chexseg_ray.artifacts import Attempt, FileEntry, Record
 from chexseg_ray.data.images import ContentBox, content_box
 from chexseg_ray.data.normalisation import network_input
+from chexseg_ray.engine.execution import Made, Task
+from chexseg_ray.engine.grouped import Row, files_of, rows_of, run_actors
+from chexseg_ray.engine.tables import binary_column, join_cams, split_cams
+from chexseg_ray.engine.train import training_device
 from chexseg_ray.pseudo.irnet import STRIDE, boundary_maps
 from chexseg_ray.pseudo.propagation import propagate_cams
 from chexseg_ray.pseudo.random_walk import WalkSettings
-from chexseg_ray.stages.execution import Made, Task
-from chexseg_ray.stages.grouped import Row, run_actors
 from chexseg_ray.stages.irnet import load_irnet
-from chexseg_ray.stages.tables import binary_column, join_cams, split_cams
-from chexseg_ray.stages.train import training_device
+from chexseg_ray.store.step import Record
+from chexseg_ray.store.store import Attempt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings that determine the propagated maps: the step's hashed config.
+
+    Args:
+        random_walk: {radius, beta, steps}, as in pseudo.random_walk.WalkSettings.
+        flip_average: whether boundary maps are the mean of the image's and its mirror image's.
+        instance_wise: whether a CAM is split by instance before it is propagated.
+        foreground: share of a CAM's maximum above which a cell is confident foreground; read if instance_wise.
+        pathologies: K names, in channel order.
+        splits: the splits of the cams step.
+        batch_size: images that pass the network together; the last bits of a map depend on it.
+    """
+
+    random_walk: Mapping[str, float]
+    flip_average: bool
+    instance_wise: bool
+    foreground: float = 0.0
+    pathologies: Sequence[str]
+    splits: Sequence[str]
+    batch_size: int
+
+    @property
+    def walk(self) -> WalkSettings:
+        """The settings of the random walk."""
+        return WalkSettings(int(self.random_walk["radius"]), self.random_walk["beta"], int(self.random_walk["steps"]))
 
 
 def make(task: Task) -> Made:
-    """Stream the parts of images and CAMs through a pool of actors."""
+    """Stream the part files of images and CAMs through a pool of actors."""
     task.execution.start_ray()
-    config = dict(task.step.config)
-    images = {split: task.inputs[f"images_{split}"] for split in config["splits"]}
+    settings, compute = Settings(**task.step.config), task.execution.compute
+    images = {split: task.inputs[f"images_{split}"] for split in settings.splits}
     parts = [(split, part) for split, record in images.items() for part in record.paths("images/")]
-    items = [{"group": i, "split": split, "part": part, "cut": 0} for i, (split, part) in enumerate(parts)]
-    resources = task.execution.propagation
-    rows = run_actors(
-        "propagation",
-        ": groups propagated",
-        items,
-        ReadParts(task.attempt, images, task.inputs["cams"]),
-        PropagationActor,
-        (task.attempt, task.inputs["irnet"], config, max(1, int(resources.num_cpus))),
-        resources,
-        task.execution.images_cpus if resources.num_gpus else resources.num_cpus,  # equal on CPUs: Ray Data fuses both into the actor
-    )
-    files = [FileEntry(*row["file"]) for row in rows]
-    return Made(files, rows=sum(int(row["rows"]) for row in rows), run={"device": rows[0]["device"]})
+    arguments = (task.attempt, task.inputs["irnet"], settings, compute.propagation.threads)
+    read = ReadParts(task.attempt, images, task.inputs["cams"])
+    cpus = compute.images.num_cpus
+    what = ": groups propagated"
+    results = run_actors("propagation", what, parts, read, PropagationActor, arguments, compute.propagation, cpus)
+    return Made(files_of(results), rows=rows_of(results), run={"device": results[0]["device"]})
 
 
 @dataclass
 class ReadParts:
-    """Reads the bytes of one image part and of its CAMs, ahead of the actors: the first `cut` bytes are the images'."""
+    """Reads the bytes of part files of images and of their CAMs, ahead of the actors.
+
+    Args:
+        attempt: gives the store.
+        images: the images record of each split.
+        cams: the cams record.
+    """
 
     attempt: Attempt
     images: dict[str, Record]
     cams: Record
 
-    def __call__(self, row: Row) -> Row:
-        images = self.attempt.store.read(self.images[row["split"]], row["part"])
-        cams = self.attempt.store.read(self.cams, row["part"].replace("images/", f"cams/{row['split']}/"))
-        return {**row, "data": images + cams, "cut": len(images)}
+    def __call__(self, part: Sequence[str]) -> list[bytes]:
+        """Read the bytes of one file of images and of its file of CAMs; `part` is (split, path of the images)."""
+        split, path = part
+        store = self.attempt.store
+        return [store.read(self.images[split], path), store.read(self.cams, path.replace("images/", f"cams/{split}/"))]
 
 
 class PropagationActor:
-    """Holds an IRNet; propagates the CAMs of one group of images, in fixed batches."""
+    """Holds an IRNet, and propagates the CAMs of one part file of images at a time, in fixed batches.
 
-    def __init__(self, attempt: Attempt, irnet: Record, config: dict[str, Any], threads: int) -> None:
+    Args:
+        attempt: where the maps are written.
+        irnet: the irnet record.
+        settings: the step's settings.
+        threads: threads of torch.
+    """
+
+    def __init__(self, attempt: Attempt, irnet: Record, settings: Settings, threads: int) -> None:
+        """Load the IRNet onto this process's device."""
         torch.set_num_threads(threads)
-        self._attempt, self._config = attempt, config
+        self._attempt, self._settings = attempt, settings
         self._device = training_device()
         model, self._facts = load_irnet(attempt.store, irnet)
         self._model = model.to(self._device)
 
-    def __call__(self, row: Row) -> Row:
-        size = self._facts["size"]
-        images = pq.read_table(pa.BufferReader(row["data"][: row["cut"]]), columns=["cxr_id", "pixels"])
-        table, cams = split_cams(pq.read_table(pa.BufferReader(row["data"][row["cut"] :])))
-        assert table.column("cxr_id").equals(images.column("cxr_id")), row["part"]
-        boxes = [content_box(r["height"], r["width"], size) for r in table.select(["height", "width"]).to_pylist()]
-        maps = self.map(binary_column(images, "pixels", np.uint8, (size, size)), cams, boxes)
-        out = join_cams(table, maps, self._config["pathologies"])
-        entry = self._attempt.write_table(row["part"].replace("images/", f"cams/{row['split']}/"), out)
-        return {"rows": len(out), "file": [entry.path, entry.size, entry.sha256], "device": str(self._device)}
+    def __call__(self, part: Sequence[str], files: list[bytes]) -> Row:
+        """Write the propagated maps of one part file.
 
-    def map(self, pixels: npt.NDArray[np.uint8], cams: npt.NDArray[np.float16], boxes: Sequence[ContentBox]) -> npt.NDArray[np.float16]:
-        """Propagated maps float16 [N, K, S / 4, S / 4] in [0, 1] of pixels uint8 [N, S, S], CAMs [N, K, h, w] and content in pixels."""
-        config, size = self._config, self._facts["size"]
-        settings = WalkSettings(**config["random_walk"])
+        Args:
+            part: (split, path) of the images.
+            files: the bytes that ReadParts read: of the images, and of their CAMs.
+
+        Returns:
+            {rows, files, device}.
+        """
+        split, path = part
+        size = self._facts["size"]
+        images = pq.read_table(pa.BufferReader(files[0]), columns=["cxr_id", "pixels"])
+        table, cams = split_cams(pq.read_table(pa.BufferReader(files[1])))
+        assert table.column("cxr_id").equals(images.column("cxr_id")), path
+        boxes = [
+            content_box(row["height"], row["width"], size) for row in table.select(["height", "width"]).to_pylist()
+        ]
+        maps = self.map(binary_column(images, "pixels", np.uint8, (size, size)), cams, boxes)
+        out = join_cams(table, maps, self._settings.pathologies)
+        entry = self._attempt.write_table(path.replace("images/", f"cams/{split}/"), out)
+        return {"rows": len(out), "files": [entry], "device": str(self._device)}
+
+    def map(
+        self, pixels: npt.NDArray[np.uint8], cams: npt.NDArray[np.float16], boxes: Sequence[ContentBox]
+    ) -> npt.NDArray[np.float16]:
+        """Propagate the CAMs of images.
+
+        Args:
+            pixels: uint8 [N, S, S].
+            cams: float16 [N, K, h, w] >= 0.
+            boxes: each image's content, in pixels.
+
+        Returns:
+            float16 [N, K, S / 4, S / 4] in [0, 1].
+        """
+        settings, size, walk = self._settings, self._facts["size"], self._settings.walk
         out = []
-        for start in range(0, len(pixels), config["batch_size"]):
-            own = slice(start, start + config["batch_size"])
-            inputs = network_input(torch.tensor(pixels[own]).to(self._device), self._facts["normalisation"])
-            boundary, displacement = boundary_maps(self._model, inputs, config["flip_average"])
+        for start in range(0, len(pixels), settings.batch_size):
+            batch = slice(start, start + settings.batch_size)
+            inputs = network_input(torch.tensor(pixels[batch]).to(self._device), self._facts["normalisation"])
+            boundary, displacement = boundary_maps(self._model, inputs, settings.flip_average)
             maps = propagate_cams(
-                torch.tensor(cams[own], dtype=torch.float32).to(self._device),
+                torch.tensor(cams[batch], dtype=torch.float32).to(self._device),
                 boundary,
-                displacement if config["instance_wise"] else None,
-                [box.on_grid(size, size // STRIDE) for box in boxes[own]],
-                settings,
-                config.get("foreground", 0.0),
+                displacement if settings.instance_wise else None,
+                [box.on_grid(size, size // STRIDE) for box in boxes[batch]],
+                walk,
+                settings.foreground,
             )
             out.append(maps.cpu().numpy().astype(np.float16))
         return np.concatenate(out)

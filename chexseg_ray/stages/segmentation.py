@@ -1,14 +1,17 @@
-"""Train the segmentation network of one sweep point.
+"""Train the segmentation network of one sweep point (paper section 3.3.2).
 
-INPUT   images {cxr_id, pixels} and masks {cxr_id, rle[K]} of expert_train and validation; with p < 1 the weak images and
-        their pseudo masks; with another init than random the encoder's weights
-OUTPUT  weights.safetensors; thresholds[K] with their sources in the record
-FAN-OUT one training a point; inside a trial of the sweep, or alone; 0, 1 or num_replicas workers, which share each batch
+The step takes expert images with masks and, at p < 1, weak images with pseudo masks; each sample of a batch is an
+expert one with probability p. It keeps a checkpoint, and chooses a threshold for each pathology.
+
+INPUT   images {cxr_id, pixels} and masks {cxr_id, height, width, rle[K]} of expert_train and validation; with p < 1
+        also weak images and their pseudo masks; with another init than random also the encoder's weights
+OUTPUT  weights.safetensors: the kept checkpoint, with what builds the network, and its normalisation, as JSON under
+        `model` in its metadata. No table; K thresholds with their sources and the history are in the record's metrics.
+FAN-OUT one training a point, in a trial of the sweep or by itself; 0, 1 or num_replicas workers, which share each batch
 """
 
 import json
 import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,22 +22,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from chexseg_ray.artifacts import Record
 from chexseg_ray.data.images import content_box
-from chexseg_ray.errors import InputError
-from chexseg_ray.evaluation.thresholds import (
-    SEGMENTATION_GRID,
-    Choice,
-    ScoreHistogram,
-    choose_segmentation_thresholds,
-    common_pathologies,
-)
-from chexseg_ray.segmentation.mixing import draw_batch, expert_subset, trial_seed
-from chexseg_ray.segmentation.network import build_network, check_network
-from chexseg_ray.segmentation.training import predict, segmentation_update
-from chexseg_ray.stages.encoder import initialise
-from chexseg_ray.stages.execution import Made, Task
-from chexseg_ray.stages.pool import (
+from chexseg_ray.engine.execution import Made, Task
+from chexseg_ray.engine.pool import (
     Rows,
     accepted_ids,
     load_masks,
@@ -44,16 +34,102 @@ from chexseg_ray.stages.pool import (
     shared_value,
     subset_key,
     unpack_masks,
-    weak_ids,
 )
-from chexseg_ray.stages.replicas import Replica
-from chexseg_ray.stages.train import NanLossError, Report, TrainingJob, begin, require_finite, result, run_training
-from chexseg_ray.stages.training_state import Progress, from_safetensors, to_safetensors
+from chexseg_ray.engine.replicas import Replica
+from chexseg_ray.engine.train import (
+    WEIGHTS,
+    NanLossError,
+    Report,
+    TrainingJob,
+    TrainingRun,
+    Values,
+    job_facts,
+    parts_of,
+    run_training,
+)
+from chexseg_ray.engine.training_state import Progress, from_safetensors
+from chexseg_ray.errors import InputError
+from chexseg_ray.evaluation.thresholds import (
+    SEGMENTATION_GRID,
+    Choice,
+    ScoreHistogram,
+    choose_segmentation_thresholds,
+    common_pathologies,
+)
+from chexseg_ray.segmentation.mixing import draw_batch, expert_subset, trial_seed, weak_subset
+from chexseg_ray.segmentation.network import build_network, check_network
+from chexseg_ray.segmentation.training import predict, segmentation_update
+from chexseg_ray.stages.encoder import initialise
+from chexseg_ray.store.step import Record
+from chexseg_ray.store.store import Store
+
+_SCORED_TOGETHER = 8  # images that pass the network together in validation; the last bits of a score depend on it
+_NETWORK_FACTS = ("architecture", "encoder", "output_stride", "atrous_rates", "pathologies", "size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings:
+    """What a segmentation network is built from.
+
+    Args:
+        architecture: a name of smp.
+        encoder: a name of smp, or of timm as `tu-...`.
+        pathologies: K names, in channel order.
+        size: S, pixels of a side.
+        output_stride: DeepLab's, 8 or 16; None for other architectures.
+        atrous_rates: DeepLab's three dilations; None for other architectures.
+    """
+
+    architecture: str
+    encoder: str
+    pathologies: Sequence[str]
+    size: int
+    output_stride: int | None = None
+    atrous_rates: Sequence[int] | None = None
+
+    def build(self) -> nn.Module:
+        """Build the network, with random weights."""
+        count = len(self.pathologies)
+        return build_network(self.architecture, self.encoder, count, self.output_stride, self.atrous_rates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(NetworkSettings):
+    """The settings that determine a training: the step's hashed config.
+
+    The fields are those of config.sweep.SegmentationConfig and, from `p` on, of config.axes.SweepPoint; `sweep_seed` is
+    sweep.seed, and `init` is `file` for the path of a file. `normalisation` is empty where weights bring their own.
+    """
+
+    normalisation: str = ""
+    batch_size: int
+    num_replicas: int
+    learning_rate: float
+    num_updates: int
+    num_validations: int
+    dice_smoothing: float
+    thresholds: str
+    fixed_threshold: float
+    checkpoint: str
+    min_positives: int = 1
+    p: float
+    weak_n: int
+    num_expert: int | None
+    init: str
+    trial: int
+    sweep_seed: int
 
 
 @dataclass(frozen=True)
 class MaskedSet:
-    """Images with masks: ids, pixels, bit-packed masks, and the original sizes {cxr_id: (height, width)}."""
+    """N images with masks.
+
+    Args:
+        ids: the cxr_ids.
+        pixels: uint8 [S, S] of each.
+        masks: bit-packed uint8 [K, ceil(S S / 8)] of each.
+        sizes: original (height, width) in pixels, by cxr_id.
+    """
 
     ids: list[str]
     pixels: Rows
@@ -62,215 +138,260 @@ class MaskedSet:
 
 
 @dataclass(frozen=True)
-class SegmentationJob(TrainingJob):
-    """A point's training; `shared` holds references into the object store."""
+class SegmentationJob(TrainingJob[Settings]):
+    """The training of a sweep point; `shared` has references into Ray's object store, as in engine.pool.share_pool."""
 
     shared: Mapping[str, Any]
 
     @property
     def point(self) -> tuple[str, float]:
-        """(method, p) of the point; `expert` where no pseudo mask is drawn."""
+        """(method, p) of the point; the method is `expert` where no pseudo mask is drawn."""
         masks = self.inputs.get("pseudo_masks")
-        return masks.config["method"] if masks else "expert", self.config["p"]
+        return masks.config["method"] if masks else "expert", self.settings.p
 
-    def masked_set(self, images: str, masks: str, ids: list[str]) -> MaskedSet:
-        """The rows of some ids from an images and a masks input."""
-        store, image_record, mask_record = self.attempt.store, self.inputs[images], self.inputs[masks]
-        pixels = shared_rows(self.shared, f"{image_record.address}/images", ids, lambda: load_pixels(store, image_record, ids))
-        size = self.config["size"]
-        packed = shared_rows(self.shared, f"{mask_record.address}/masks", ids, lambda: load_masks(store, mask_record, size, ids))
-        sizes = shared_value(self.shared, f"{mask_record.address}/sizes", lambda: mask_sizes(store, mask_record, set(ids)))
+    def masked_set(self, images: str, masks: str, ids: list[str]) -> MaskedSet | None:
+        """The given images of the input `images` (a role), with their masks of the input `masks`; None without ids."""
+        if not ids:
+            return None
+        shared, store, size = self.shared, self.attempt.store, self.settings.size
+        image_record, mask_record = self.inputs[images], self.inputs[masks]
+        image_key, mask_key = f"{image_record.address}/images", f"{mask_record.address}/masks"
+        pixels = shared_rows(shared, image_key, ids, lambda: load_pixels(store, image_record, ids))
+        packed = shared_rows(shared, mask_key, ids, lambda: load_masks(store, mask_record, size, ids))
+        size_key = f"{mask_record.address}/sizes"
+        sizes = shared_value(shared, size_key, lambda: mask_sizes(store, mask_record, set(ids)))
         return MaskedSet(ids, pixels, packed, sizes)
 
     def expert_ids(self) -> list[str]:
-        """The expert training images that the point may use."""
+        """The expert training images that the point may use, sorted; none where the study has no expert masks."""
         if "images_expert_train" not in self.inputs:
             return []
         ids = accepted_ids(self.attempt.store, self.inputs["images_expert_train"])
-        return expert_subset(ids, self.config["sweep_seed"], self.config["trial"], self.config["num_expert"])
+        return expert_subset(ids, self.settings.sweep_seed, self.settings.trial, self.settings.num_expert)
 
     def weak_ids(self) -> list[str]:
-        """The weak images of the point's trial."""
+        """The weak images of the point's trial, sorted; none at p = 1."""
         if "pseudo_masks" not in self.inputs:
             return []
-        store, masks = self.attempt.store, self.inputs["pseudo_masks"]
-        return shared_value(self.shared, subset_key(masks, self.config), lambda: weak_ids(accepted_ids(store, masks), self.config))
+        store, masks, settings = self.attempt.store, self.inputs["pseudo_masks"], self.settings
+        seed, trial, weak_n = settings.sweep_seed, settings.trial, settings.weak_n
+        key = subset_key(masks, seed, trial, weak_n)
+        return shared_value(self.shared, key, lambda: weak_subset(accepted_ids(store, masks), seed, trial, weak_n))
+
+    def validation_ids(self) -> list[str]:
+        """The validation images, sorted; none where the study has no expert masks."""
+        if "images_validation" not in self.inputs:
+            return []
+        return accepted_ids(self.attempt.store, self.inputs["images_validation"])
 
 
 def make(task: Task) -> Made:
-    """Train to num_updates, going on from a saved state when there is one."""
-    execution, resources = task.execution, task.execution.segmentation
-    common = vars(TrainingJob.of(task, resources, execution.label))
-    job = SegmentationJob(**common, shared=execution.shared)
+    """Train up to num_updates, and go on from a saved state when there is one."""
+    settings, execution = Settings(**task.step.config), task.execution
+    resources = execution.compute.segmentation.of(settings.weak_n)
+    label = execution.label or f"segmentation {settings.architecture}"
+    job = SegmentationJob(settings, **job_facts(task, resources, label), shared=execution.shared)
     return run_training(train, job, resources, execution, f"segmentation-{task.step.fingerprint}")
 
 
-def check_networks(pairs: Iterable[tuple[str, str]], size: int, options: Mapping[str, Any]) -> None:
-    """Refuse what smp cannot build, before anything is trained.
+def check_networks(
+    pairs: Iterable[tuple[str, str]], size: int, output_stride: int, atrous_rates: Sequence[int]
+) -> None:
+    """Refuse networks that smp cannot build, before anything is trained.
+
+    Args:
+        pairs: architecture and encoder of each network.
+        size: S, pixels of a side.
+        output_stride: DeepLab's, 8 or 16.
+        atrous_rates: DeepLab's three dilations.
 
     Raises:
-        InputError: naming architecture and encoder.
+        InputError: smp cannot build one of them, or it does not take such images; names it.
     """
     for architecture, encoder in pairs:
         try:
-            check_network(architecture, encoder, size, options)
+            check_network(architecture, encoder, size, output_stride, atrous_rates)
         except ValueError as error:
             raise InputError(f"segmentation.architecture, segmentation.encoder: {error}: choose others") from None
 
 
-def build_model(config: Mapping[str, Any]) -> nn.Module:
-    """The network of a segmentation step, with random weights."""
-    return build_network(config["architecture"], config["encoder"], len(config["pathologies"]), config)
-
-
 def train(job: SegmentationJob, report: Report) -> None:
-    """The training loop (Adam, constant learning rate, class average Dice)."""
-    config, start = job.config, time.monotonic()
-    seed = trial_seed(config["sweep_seed"], config["trial"])
-    device = begin(seed, job.threads)
-    replica, parts = Replica.here(), config["num_replicas"]
-    model: Any = build_model(config)
-    normalisation, encoder = initialise(model.encoder, job, config["encoder"], config.get("normalisation", ""))
-    model = model.to(device).train()
-    optimiser = torch.optim.Adam(model.parameters(), lr=config["learning_rate"], fused=True)
-    keeper = job.keeper(replica)
-    progress = keeper.load(model, optimiser)
-    expert = job.masked_set("images_expert_train", "images_expert_train", ids) if (ids := job.expert_ids()) else None
-    weak = job.masked_set("images_weak", "pseudo_masks", ids) if (ids := job.weak_ids()) else None
-    validation = _validation_set(job)
-    total, telemetry = config["num_updates"], job.telemetry(replica, progress.update)
-    due = {math.ceil(total * (i + 1) / config["num_validations"]) for i in range(config["num_validations"])}
-    while progress.update < total:
-        ids, pixels, masks = _batch(config, expert, weak, seed, progress.update, replica)
-        inputs = torch.from_numpy(pixels).to(device), torch.from_numpy(masks).to(device)
-        forward = partial(replica.forward, model, num_replicas=parts, seed=(seed, progress.update))
-        sum_ = replica.sum_ if replica.count > 1 else None
-        loss = segmentation_update(model, optimiser, *inputs, normalisation, config["dice_smoothing"], forward, sum_)
-        if not math.isfinite(loss):
-            raise NanLossError(f"segmentation update {progress.update}: loss is {loss}, images {', '.join(ids)}: lower segmentation.learning_rate")
-        progress.update += 1
-        if progress.update in due:
-            score = _validate(model, validation, config, normalisation, device)
-            progress.history.append({"update": progress.update, "loss": loss} | ({} if math.isnan(score) else {"validation_miou": score}))
-            if config["checkpoint"] == "best":
-                progress.keep_if_best(model, score)
-            report(dict(progress.history[-1]))
-            telemetry.recorded(progress.history[-1], job.point)
-        telemetry.updated(progress.update)
-        keeper.save_if_due(model, optimiser, progress)
+    """Run the training loop: Adam with a constant learning rate on the class average Dice loss.
+
+    Args:
+        job: the training.
+        report: takes plain metrics, the last of which are the result.
+
+    Raises:
+        InputError: there are fewer weak or expert images than the point asks for.
+        NanLossError: a loss, a score or a weight is not finite.
+    """
+    settings = job.settings
+    seed = trial_seed(settings.sweep_seed, settings.trial)
+    run = TrainingRun(job, report, seed)
+    model: Any = settings.build()
+    names = settings.pathologies
+    normalisation, encoder = initialise(model.encoder, job, settings.encoder, settings.normalisation, names)
+    model = model.to(run.device).train()
+    optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
+    progress = run.resume(model, optimiser)
+    expert_ids, weak_ids = job.expert_ids(), job.weak_ids()
+    expert = job.masked_set("images_expert_train", "images_expert_train", expert_ids)
+    weak = job.masked_set("images_weak", "pseudo_masks", weak_ids)
+    validation = job.masked_set("images_validation", "images_validation", job.validation_ids())
+    scoring = Scoring(model, settings, normalisation, run.device)
+
+    def update(number: int) -> tuple[Values, list[str]]:
+        """Do one update; return its loss and the cxr_ids of this process's share of the batch."""
+        ids, pixels, masks = mixed_batch(settings, expert, weak, seed, number, run.replica)
+        inputs = torch.from_numpy(pixels).to(run.device), torch.from_numpy(masks).to(run.device)
+        forward = partial(run.replica.forward, model, num_replicas=settings.num_replicas, seed=(seed, number))
+        loss = segmentation_update(model, optimiser, *inputs, normalisation, settings.dice_smoothing, forward, run.sum_)
+        return {"loss": loss}, ids
+
+    def validate(values: Values) -> tuple[dict[str, float], float]:
+        """The history's entry, and the score that chooses the checkpoint, NaN where the last one is kept."""
+        score = scoring.validation_miou(validation)
+        entry = {"update": progress.update, **values}
+        if not math.isnan(score):
+            entry["validation_miou"] = score
+        return entry, score if settings.checkpoint == "best" else math.nan
+
+    due = parts_of(settings.num_updates, settings.num_validations)
+    run.train(update, due, validate, "segmentation.learning_rate", point=job.point)
     if progress.best:
         model.load_state_dict(progress.best)
-    choices = _thresholds(model, expert, validation, config, normalisation, device)
-    facts = job.run_facts(device, replica, start)
-    _finish(job, model, normalisation, encoder, progress, choices, replica, report, facts)
+    metrics = {
+        **_checkpoint(progress),
+        "thresholds": scoring.thresholds(expert, validation),
+        "weak_ids": len(weak_ids),
+        "expert_ids": len(expert_ids),
+        "normalisation": normalisation,
+        "encoder": encoder,
+    }
+    facts = {name: getattr(settings, name) for name in _NETWORK_FACTS if getattr(settings, name) is not None}
+    facts["normalisation"] = normalisation
+    rows = settings.num_updates * settings.batch_size
+    run.finish(dict(model.state_dict()), facts, rows, metrics, "segmentation.learning_rate")
 
 
-def _batch(
-    config: Mapping[str, Any], expert: MaskedSet | None, weak: MaskedSet | None, seed: int, update: int, replica: Replica
+def _checkpoint(progress: Progress) -> dict[str, Any]:
+    """The part of the record's metrics about the kept checkpoint."""
+    return {
+        "best_update": progress.best_update if progress.best else progress.update,
+        "validation_miou": progress.best_score if progress.best else None,
+        "history": progress.history,
+    }
+
+
+def mixed_batch(
+    settings: Settings, expert: MaskedSet | None, weak: MaskedSet | None, seed: int, update: int, replica: Replica
 ) -> tuple[list[str], npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """This process's share of a batch: ids, pixels uint8 [b, S, S], masks bool [b, K, S, S]."""
-    sizes = len(expert.ids) if expert else 0, len(weak.ids) if weak else 0
-    is_expert, index = draw_batch(*sizes, config["batch_size"], config["p"], seed, update)
-    own = replica.share(config["batch_size"])
+    """Draw this process's share of a batch of expert and weak images.
+
+    Args:
+        settings: the training's settings.
+        expert: images with expert masks; may be None only at p = 0.
+        weak: images with pseudo masks; None at p = 1.
+        seed: the trial's seed.
+        update: u >= 0, the batch's number.
+        replica: this process.
+
+    Returns:
+        ids, pixels uint8 [b, S, S], masks bool [b, K, S, S].
+    """
+    num_expert, num_weak = len(expert.ids) if expert else 0, len(weak.ids) if weak else 0
+    is_expert, index = draw_batch(num_expert, num_weak, settings.batch_size, settings.p, seed, update)
+    share = replica.share(settings.batch_size)
     ids, pixels, masks = [], [], []
-    for from_expert, i in zip(is_expert[own], index[own], strict=True):
+    for from_expert, i in zip(is_expert[share], index[share], strict=True):
         source = expert if from_expert else weak
         assert source is not None
         ids.append(source.ids[i])
         pixels.append(source.pixels.gather([source.ids[i]])[0])
         masks.append(source.masks.gather([source.ids[i]])[0])
-    return ids, np.stack(pixels), unpack_masks(np.stack(masks), config["size"])
+    return ids, np.stack(pixels), unpack_masks(np.stack(masks), settings.size)
 
 
-def _validation_set(job: SegmentationJob) -> MaskedSet | None:
-    if "images_validation" not in job.inputs:
-        return None
-    ids = accepted_ids(job.attempt.store, job.inputs["images_validation"])
-    return job.masked_set("images_validation", "images_validation", ids)
+@dataclass(frozen=True)
+class Scoring:
+    """Compares a network's scores with the masks of a set: for validation, and for thresholds."""
+
+    model: nn.Module
+    settings: Settings
+    normalisation: str
+    device: torch.device
+
+    def histogram(self, images: MaskedSet) -> tuple[ScoreHistogram, npt.NDArray[np.int64]]:
+        """Count the scores of a set's content, in eval mode, against its masks.
+
+        Returns:
+            The histogram, and the number of positive images of each pathology, int64 [K].
+
+        Raises:
+            NanLossError: a score is not finite.
+        """
+        size, count = self.settings.size, len(self.settings.pathologies)
+        histogram = ScoreHistogram(count, SEGMENTATION_GRID)
+        positives = np.zeros(count, dtype=np.int64)
+        for start in range(0, len(images.ids), _SCORED_TOGETHER):
+            ids = images.ids[start : start + _SCORED_TOGETHER]
+            scores = predict(self.model, images.pixels.gather(ids), self.normalisation, self.device)
+            if not np.isfinite(scores).all():
+                rule = f"segmentation scores are not finite, images {', '.join(ids)}"
+                raise NanLossError(f"{rule}: lower segmentation.learning_rate")
+            truth = unpack_masks(images.masks.gather(ids), size)
+            for i, cxr_id in enumerate(ids):
+                box = content_box(*images.sizes[cxr_id], size)
+                positives += truth[i].any(axis=(1, 2))
+                for k in range(count):
+                    histogram.add(k, scores[i, k, box.rows, box.columns], truth[i, k, box.rows, box.columns])
+        return histogram, positives
+
+    def validation_miou(self, validation: MaskedSet | None) -> float:
+        """The pooled IoU at each best threshold, averaged over the set's common pathologies; NaN without a set."""
+        if validation is None:
+            return math.nan
+        histogram, positives = self.histogram(validation)
+        common = common_pathologies(positives, self.settings.min_positives)
+        return float(np.nan_to_num(histogram.iou()).max(axis=1)[common].mean())
+
+    def thresholds(self, expert: MaskedSet | None, validation: MaskedSet | None) -> dict[str, dict[str, Any]]:
+        """Choose thresholds, as the record has them: {pathology: {threshold, iou (None if not tuned), source}}."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, choice in zip(self.settings.pathologies, self._choose(expert, validation), strict=True):
+            iou = None if math.isnan(choice.iou) else choice.iou
+            found[name] = {"threshold": choice.threshold, "iou": iou, "source": choice.source}
+        return found
+
+    def _choose(self, expert: MaskedSet | None, validation: MaskedSet | None) -> list[Choice]:
+        """Choose K thresholds on the validation set, or on the expert set for pathologies that are too rare in it."""
+        fixed = float(np.float32(self.settings.fixed_threshold))
+        if self.settings.thresholds == "fixed":
+            return [Choice(fixed, math.nan, "fixed") for _ in self.settings.pathologies]
+        sources, minima = [], []
+        preferred = (("validation", validation, self.settings.min_positives), ("expert_train", expert, 1))
+        for name, images, minimum in preferred:
+            if images is not None:
+                sources.append((name, *self.histogram(images)))
+                minima.append(minimum)
+        return choose_segmentation_thresholds(sources, minima, fixed)
 
 
-def score_histogram(
-    model: nn.Module, images: MaskedSet, config: Mapping[str, Any], normalisation: str, device: torch.device
-) -> tuple[ScoreHistogram, npt.NDArray[np.int64]]:
-    """Scores against truth over the content of a set, in eval mode, and each pathology's number of positive images."""
-    size, count = config["size"], len(config["pathologies"])
-    histogram = ScoreHistogram(count, SEGMENTATION_GRID)
-    positives = np.zeros(count, dtype=np.int64)
-    for start in range(0, len(images.ids), 8):
-        ids = images.ids[start : start + 8]
-        scores = predict(model, images.pixels.gather(ids), normalisation, device)
-        if not np.isfinite(scores).all():
-            raise NanLossError(f"segmentation scores are not finite, images {', '.join(ids)}: lower segmentation.learning_rate")
-        truth = unpack_masks(images.masks.gather(ids), size)
-        for i, cxr_id in enumerate(ids):
-            box = content_box(*images.sizes[cxr_id], size)
-            positives += truth[i].any(axis=(1, 2))
-            for k in range(count):
-                histogram.add(k, scores[i, k, box.rows, box.columns], truth[i, k, box.rows, box.columns])
-    return histogram, positives
+def load_segmentation(store: Store, record: Record) -> tuple[nn.Module, dict[str, Any]]:
+    """Load the network of a segmentation record.
 
-
-def _validate(model: nn.Module, validation: MaskedSet | None, config: Mapping[str, Any], normalisation: str, device: torch.device) -> float:
-    """The mean over the validation set's common pathologies of the best threshold's pooled IoU; NaN without a set."""
-    if validation is None:
-        return math.nan
-    histogram, positives = score_histogram(model, validation, config, normalisation, device)
-    common = common_pathologies(positives, config.get("min_positives", 1))
-    return float(np.nan_to_num(histogram.iou()).max(axis=1)[common].mean())
-
-
-def _thresholds(
-    model: nn.Module, expert: MaskedSet | None, validation: MaskedSet | None, config: Mapping[str, Any], normalisation: str, device: torch.device
-) -> list[Choice]:  # fmt: skip
-    fixed = float(np.float32(config["fixed_threshold"]))
-    if config["thresholds"] == "fixed":
-        return [Choice(fixed, math.nan, "fixed") for _ in config["pathologies"]]
-    named = [("validation", validation, config["min_positives"]), ("expert_train", expert, 1)]
-    sources, minima = [], []
-    for name, images, minimum in named:
-        if images is not None:
-            sources.append((name, *score_histogram(model, images, config, normalisation, device)))
-            minima.append(minimum)
-    return choose_segmentation_thresholds(sources, minima, fixed)
-
-
-def _finish(
-    job: SegmentationJob, model: nn.Module, normalisation: str, encoder: dict[str, Any], progress: Progress, choices: list[Choice],
-    replica: Replica, report: Report, run: dict[str, Any],
-) -> None:  # fmt: skip
-    config = job.config
-    thresholds = {
-        name: {"threshold": c.threshold, "iou": None if math.isnan(c.iou) else c.iou, "source": c.source}
-        for name, c in zip(config["pathologies"], choices, strict=True)
-    }
-    keys = ("architecture", "encoder", "output_stride", "atrous_rates", "pathologies", "size")
-    metadata = {k: config[k] for k in keys if k in config} | {"normalisation": normalisation}
-    require_finite("segmentation", model.state_dict(), progress.update, "segmentation.learning_rate")
-    weights = to_safetensors(dict(model.state_dict()), {"model": json.dumps(metadata)})
-    entries = [job.attempt.write("weights.safetensors", weights)] if replica.rank == 0 else []
-    metrics = {
-        "thresholds": thresholds,
-        "best_update": progress.best_update if progress.best else progress.update,
-        "validation_miou": progress.best_score if progress.best else None,
-        "history": progress.history,
-        "weak_ids": len(job.weak_ids()),
-        "expert_ids": len(job.expert_ids()),
-        "normalisation": normalisation,
-        "encoder": encoder,
-    }
-    report(result(entries, config["num_updates"] * config["batch_size"], metrics, run))
-
-
-def load_segmentation(attempt_store: Any, record: Record) -> tuple[nn.Module, dict[str, Any]]:
-    """The trained network in eval mode on the CPU, and {architecture, encoder, pathologies, size, normalisation; for
-    DeepLab output_stride and atrous_rates}."""
-    tensors, metadata = from_safetensors(attempt_store.read(record, "weights.safetensors"))
+    Returns:
+        The network in eval mode on the CPU, and {architecture, encoder, pathologies, size, normalisation}, for DeepLab
+        also {output_stride, atrous_rates}.
+    """
+    tensors, metadata = from_safetensors(store.read(record, WEIGHTS))
     facts: dict[str, Any] = json.loads(metadata["model"])
-    model = build_model(facts)
+    model = NetworkSettings(**{name: facts[name] for name in _NETWORK_FACTS if name in facts}).build()
     model.load_state_dict(tensors)
     return model.eval(), facts
 
 
 def threshold_array(record: Record, pathologies: Sequence[str]) -> npt.NDArray[np.float32]:
-    """The thresholds float32 [K] that a segmentation record chose."""
+    """The thresholds float32 [K] in a segmentation record, in the order of the given K names."""
     return np.array([record.metrics["thresholds"][name]["threshold"] for name in pathologies], dtype=np.float32)

@@ -1,89 +1,84 @@
-"""Who may import whom, read from the source."""
+"""Who may import whom, read from the source: run `python tests/architecture/rooms.py` to see the house."""
 
 import ast
+import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[2] / "chexseg_ray"
-SCIENCE = {"data", "pseudo", "pretraining", "segmentation", "evaluation"}
-ALLOWED = {room: {"data", "errors", room} for room in SCIENCE} | {
+
+def _load_rooms() -> Any:
+    spec = importlib.util.spec_from_file_location("rooms", Path(__file__).with_name("rooms.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+rooms = _load_rooms()
+PACKAGE, FILES = rooms.PACKAGE, rooms.FILES
+
+SCIENCE = ("data", "pseudo", "pretraining", "segmentation", "evaluation")
+BASE = {"errors", "progress", "config", "store"}
+ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "progress": set(),
-    "config": {"errors"},
-    "artifacts": {"errors"},
-    "pipeline": {"config", "artifacts"},
-    "choice": {"artifacts", "pipeline"},
-    "cost": {"artifacts", "errors", "segmentation"},
-    "plan": {"artifacts", "build", "config", "cost", "pipeline", "progress"},
-    "stages": {*SCIENCE, "artifacts", "errors", "progress", "stages"},
-    "report": {"artifacts", "choice", "config", "data", "evaluation", "pipeline", "progress", "report", "segmentation"},
-    "build": {"artifacts", "config", "errors", "pipeline", "progress", "stages"},
-    "trials": {"artifacts", "build", "config", "cost", "demand", "errors", "pipeline", "progress", "stages"},
-    "demand": {"build", "config", "errors", "pipeline"},
-    "cluster": {"artifacts", "config", "demand", "errors", "progress"},
-    "schedule": {"build", "config", "pipeline", "plan"},
-    "waiting": {"demand", "errors", "progress"},
-    "sweep": {
-        "artifacts",
-        "build",
-        "choice",
-        "cluster",
-        "config",
-        "demand",
-        "errors",
-        "pipeline",
-        "plan",
-        "progress",
-        "report",
-        "schedule",
-        "segmentation",
-        "stages",
-        "trials",
-        "waiting",
-    },
     "command": {"config", "errors", "progress"},
-    "output": {"artifacts", "errors"},
-    "models": {"artifacts", "build", "choice", "config", "errors", "progress", "stages"},
-    "xrays": {"artifacts", "data", "errors", "progress"},
-    "predict": {"artifacts", "cluster", "errors", "models", "output", "progress", "stages", "xrays"},
-    "export": {"artifacts", "errors", "models", "output", "progress", "stages"},
+    "config": {"errors"},
+    "store": {"errors"},
+    **{room: {"data", "errors"} for room in SCIENCE},
+    "study": {"config", "errors", "store"},
+    "plan": {*BASE, "study", "segmentation"},
+    "cluster": {*BASE, "plan"},
+    "engine": {*BASE, "data", "segmentation", "study"},
+    "stages": {*SCIENCE, "config", "engine", "errors", "progress", "store"},
+    "sweep": {*BASE, "command", "cluster", "engine", "plan", "report", "stages", "study"},
+    "predict": {*BASE, "command", "cluster", "data", "engine", "segmentation", "study"},
+    "report": {*BASE, "command", "data", "evaluation", "segmentation", "study"},
 }
-RAY = {"cluster", "stages", "sweep", "trials"}
+RAY = {"cluster", "engine", "sweep"}
+MOST_LINES, MOST_FLOORS, MOST_FLAT = 400, 7, 4
 
 
-def imports(path: Path) -> set[str]:
-    """Modules that a file imports anywhere in it."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return found
+def names(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-FILES = [p for p in sorted(PACKAGE.rglob("*.py")) if p.name != "__init__.py"]
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", FILES, ids=names)
 def test_a_room_imports_only_what_it_may(path: Path) -> None:
-    own = {m.split(".")[1] for m in imports(path) if m.startswith("chexseg_ray.")}
-    assert own <= ALLOWED[room_of(path)], f"{path.name} imports {own - ALLOWED[room_of(path)]}"
+    room = rooms.room_of(path)
+    assert rooms.imported_rooms(path) <= ALLOWED[room], (
+        f"{path.name} imports {rooms.imported_rooms(path) - ALLOWED[room]}"
+    )
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_ray_is_in_one_room(path: Path) -> None:
-    uses_ray = any(m.split(".")[0] == "ray" for m in imports(path))
-    assert not uses_ray or room_of(path) in RAY
+@pytest.mark.parametrize("path", FILES, ids=names)
+def test_ray_is_in_three_rooms(path: Path) -> None:
+    uses_ray = any(module.split(".")[0] == "ray" for module in rooms.imported_modules(path))
+    assert not uses_ray or rooms.room_of(path) in RAY
 
 
-def test_every_package_has_a_room() -> None:
-    assert {room_of(p) for p in FILES} == set(ALLOWED)
+def test_every_room_has_a_rule() -> None:
+    assert {rooms.room_of(path) for path in FILES} == set(ALLOWED)
+
+
+def test_no_room_imports_itself_by_way_of_another() -> None:
+    assert rooms.circles() == []
+
+
+def test_the_house_has_at_most_seven_floors_the_jobs_on_top() -> None:
+    assert max(rooms.floors().values()) + 1 <= MOST_FLOORS
+
+
+@pytest.mark.parametrize("path", FILES, ids=names)
+def test_a_file_is_at_most_400_lines(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+def test_at_most_four_modules_lie_flat_at_the_top() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= MOST_FLAT
 
 
 def test_jobs_are_at_most_30_lines() -> None:

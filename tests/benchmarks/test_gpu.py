@@ -1,4 +1,7 @@
-"""The GPU benchmark and the count on pretended devices run here at tiny sizes, so that they still run on the day when there is a GPU."""
+"""The tests run the GPU benchmark and the count on pretended devices at tiny sizes.
+
+Both must still run on the day when there is a GPU.
+"""
 
 import json
 import subprocess

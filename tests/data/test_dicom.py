@@ -62,7 +62,9 @@ def test_a_window_maps_its_ends_to_black_and_white() -> None:
     assert grey[0, 1] <= 1
     assert grey[0, 3] >= 254
     assert abs(int(grey[0, 2]) - 127) <= 1
-    np.testing.assert_array_equal(decode_dicom(made(values, "MONOCHROME1", WindowCenter=1500, WindowWidth=1001)), 255 - grey)
+    np.testing.assert_array_equal(
+        decode_dicom(made(values, "MONOCHROME1", WindowCenter=1500, WindowWidth=1001)), 255 - grey
+    )
 
 
 def test_without_a_window_deep_pixels_are_stretched() -> None:
@@ -87,7 +89,9 @@ def test_windows_other_than_linear() -> None:
     sigmoid = decode_dicom(made(values, WindowCenter=1500, WindowWidth=1000, VOILUTFunction="SIGMOID"))
     assert sigmoid.tolist() == [[1, 30, 128, 225, 255]]
     several = decode_dicom(made(values, WindowCenter=[1500, 40], WindowWidth=[1001, 400]))
-    assert several.tolist() == decode_dicom(made(values, WindowCenter=1500, WindowWidth=1001)).tolist(), "the first of several windows"
+    assert several.tolist() == decode_dicom(made(values, WindowCenter=1500, WindowWidth=1001)).tolist(), (
+        "the first of several windows"
+    )
 
 
 @pytest.mark.parametrize(
@@ -194,7 +198,9 @@ def test_what_is_no_single_grey_image_is_rejected_by_name(change: dict[str, Any]
         ("1.2.840.10008.1.2.5", 8, "undecodable"),  # RLE, damaged
     ],
 )
-def test_a_compression_that_pydicom_alone_lacks_is_named_and_damage_of_one_that_it_has_is_damage(syntax: str, bits: int, reason: str) -> None:
+def test_a_compression_that_pydicom_alone_lacks_is_named_and_damage_of_one_that_it_has_is_damage(
+    syntax: str, bits: int, reason: str
+) -> None:
     dataset = pydicom.dcmread(io.BytesIO(made(np.zeros((4, 4)), bits=bits)))
     dataset.file_meta.TransferSyntaxUID, dataset.BitsAllocated = syntax, 8 if bits == 8 else 16
     dataset.PixelData = encapsulate([b"\xff\xd8junk"])
@@ -218,7 +224,11 @@ def report(kind: str) -> bytes:
 
 
 def test_a_dicomdir_and_a_report_have_no_pixels_and_only_the_first_is_a_directory() -> None:
-    files = {"directory": report("1.2.840.10008.1.3.10"), "report": report("1.2.840.10008.5.1.4.1.1.88.11"), "image": made(np.zeros((4, 4)))}
+    files = {
+        "directory": report("1.2.840.10008.1.3.10"),
+        "report": report("1.2.840.10008.5.1.4.1.1.88.11"),
+        "image": made(np.zeros((4, 4))),
+    }
     assert [name for name, data in files.items() if is_dicom_directory(data[:HEAD])] == ["directory"]
     assert all(is_dicom(data) for data in files.values())
     for name in ("directory", "report"):

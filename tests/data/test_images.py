@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, TiffImagePlugin
 
-from chexseg_ray.data.images import ImageError, content_box, decode_grey, header_size, letterbox, letterbox_mask, unletterbox
+from chexseg_ray.data.images import (
+    ImageError,
+    content_box,
+    decode_grey,
+    header_size,
+    letterbox,
+    letterbox_mask,
+    unletterbox,
+)
 
 
 def png(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -51,7 +59,9 @@ def test_exif_rotation_is_applied_as_pillow_does(orientation: int, grey: np.ndar
     assert header_size(io.BytesIO(data)) == expected.shape
 
 
-@pytest.mark.parametrize(("tag", "value"), [(0x011A, "72"), (0x0100, "30"), (0x8298, 1.5)], ids=["XResolution", "ImageWidth", "Copyright"])
+@pytest.mark.parametrize(
+    ("tag", "value"), [(0x011A, "72"), (0x0100, "30"), (0x8298, 1.5)], ids=["XResolution", "ImageWidth", "Copyright"]
+)
 def test_exif_of_the_wrong_type_beside_a_rotation_does_not_matter(tag: int, value: object, grey: np.ndarray) -> None:
     typed = TiffImagePlugin.ImageFileDirectory_v2()
     typed[0x0112], typed.tagtype[tag], typed[tag] = 6, 2 if isinstance(value, str) else 11, value
@@ -64,7 +74,7 @@ def test_exif_of_the_wrong_type_beside_a_rotation_does_not_matter(tag: int, valu
 
 
 def damaged(data: bytes, rng: np.random.Generator) -> bytes:
-    """Four bytes of a header changed, and a PNG's checksums put right, so that what lies behind them reads the damage."""
+    """Change four bytes of a header, and correct a PNG's checksums so that the decoder reads the damage."""
     bad, at = bytearray(data), 8
     for place in rng.integers(4, min(260, len(bad)), size=4):
         bad[place] = rng.integers(256)
@@ -75,10 +85,15 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "deep PNG", "palette PNG"])
-def test_damaged_bytes_are_rejected_and_nothing_else_is_raised(kind: str, grey: np.ndarray, rng: np.random.Generator) -> None:
+def test_damaged_bytes_are_rejected_and_nothing_else_is_raised(
+    kind: str, grey: np.ndarray, rng: np.random.Generator
+) -> None:
     exif = turned_exif()
     exif[0x011A], exif[0x0100], exif[0x010F] = 72.0, 30, "maker"
-    image = {"deep PNG": Image.fromarray(grey.astype(np.uint16) * 200), "palette PNG": Image.fromarray(grey).convert("P")}.get(kind)
+    image = {
+        "deep PNG": Image.fromarray(grey.astype(np.uint16) * 200),
+        "palette PNG": Image.fromarray(grey).convert("P"),
+    }.get(kind)
     good = png(image or Image.fromarray(grey), kind.rsplit(maxsplit=1)[-1], exif=exif)
     refused = 0
     with warnings.catch_warnings():

@@ -11,7 +11,15 @@ from chexseg_ray.errors import InputError
 
 
 def test_rle_is_pycocotools_both_ways(rng: np.random.Generator) -> None:
-    for height, width, density in ((1, 1, 1.0), (7, 5, 0.5), (40, 33, 0.02), (64, 64, 0.9), (300, 200, 0.0), (200, 300, 1.0), (2, 4000, 0.3)):
+    for height, width, density in (
+        (1, 1, 1.0),
+        (7, 5, 0.5),
+        (40, 33, 0.02),
+        (64, 64, 0.9),
+        (300, 200, 0.0),
+        (200, 300, 1.0),
+        (2, 4000, 0.3),
+    ):
         mask = rng.random((height, width)) < density
         counts = encode_rle(mask)
         assert counts == coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode()
@@ -40,10 +48,14 @@ def test_lung_opacity_serves_airspace_opacity() -> None:
         (entry(Edema={"size": [4, 5], "counts": "4"}), "runs cover"),
         (entry(Edema={"size": [4, 5], "counts": "a"}), "middle of a number"),
         (entry(Edema={"size": [40000, 50000], "counts": GOOD["counts"]}), "out of bounds"),
+        (entry(Edema={"size": [True, 20], "counts": GOOD["counts"]}), r"not \[height, width\]"),
         (entry(Edema={"size": [4], "counts": GOOD["counts"]}), r"not \[height, width\]"),
         (entry(Edema={"size": [4, 5], "counts": [20]}), "counts as text"),
         (entry(Edema={"size": [4, 5], "counts": "\x01"}), "no COCO run-length string"),
-        (entry(Edema={"size": [4, 5], "counts": "\u00e9" + GOOD["counts"]}), "hold 'é', which no COCO run-length string"),
+        (
+            entry(Edema={"size": [4, 5], "counts": "\u00e9" + GOOD["counts"]}),
+            "hold 'é', which no COCO run-length string",
+        ),
         (entry(Edema={"size": [4, 5], "counts": "o" * 9}), "counts"),
         (entry(Edema=GOOD, img_size=[0, 3]), r"not \[height, width\]"),
     ],
@@ -56,7 +68,9 @@ def test_a_fault_names_id_and_pathology(data: bytes, message: str) -> None:
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-1e10", "1" + "0" * 400, "true", '"3"', "null"])
 def test_a_point_that_is_not_two_numbers_in_pixels_is_refused(value: str) -> None:
     data = f'{{"id1": {{"img_size": [6, 5], "Edema": [[[1, 1], [{value}, 1], [3, 3]]]}}}}'.encode()
-    with pytest.raises(InputError, match=r"'id1', Edema: a contour has the point \[.*\], not \[x, y\] in pixels: correct the file"):
+    with pytest.raises(
+        InputError, match=r"'id1', Edema: a contour has the point \[.*\], not \[x, y\] in pixels: correct the file"
+    ):
         read_mask_json(data, "a.json", ["Edema"])
 
 

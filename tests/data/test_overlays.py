@@ -24,7 +24,9 @@ def drawn_whole(grey: np.ndarray, masks: np.ndarray, outline: int) -> np.ndarray
 
 @pytest.mark.parametrize("outline", [1, 7, 30])
 @pytest.mark.parametrize("shape", [(40, 50), (512, 30), (1100, 60), (1030, 3)])
-def test_bands_and_boxes_leave_no_trace_in_an_overlay(shape: tuple[int, int], outline: int, rng: np.random.Generator) -> None:
+def test_bands_and_boxes_leave_no_trace_in_an_overlay(
+    shape: tuple[int, int], outline: int, rng: np.random.Generator
+) -> None:
     masks = np.zeros((4, *shape), dtype=bool)
     masks[0, shape[0] // 5 : -2] = True  # over a band's end, and to the rim
     masks[1, :, shape[1] // 3 :] = True
@@ -38,7 +40,9 @@ def test_legend_and_notice_are_whole_below_a_narrow_x_ray(shape: tuple[int, int]
     def below(height: int, width: int) -> np.ndarray:
         """The lit pixels of what stands below an X-ray of that size."""
         masks = np.ones((1, height, width), dtype=bool)
-        png = overlay_png(np.full((height, width), 120, dtype=np.uint8), masks, ["Enlarged Cardiomediastinum 0.53"], NOTICE)
+        png = overlay_png(
+            np.full((height, width), 120, dtype=np.uint8), masks, ["Enlarged Cardiomediastinum 0.53"], NOTICE
+        )
         with Image.open(io.BytesIO(png)) as image:
             lit = np.asarray(image).any(axis=2)
         return lit[-(2 * 14 + 7) :]

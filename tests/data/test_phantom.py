@@ -38,7 +38,8 @@ def test_masks_are_chexlocalizes_and_findings_have_pixels() -> None:
         grey, truth, second = render(image, 96)
         assert grey.dtype == np.uint8
         assert max(grey.shape) == 96
-        read = read_mask_json(exchange_json({image.cxr_id: exchange_entry(list(truth), np.stack(list(truth.values())))}).encode(), "m", PATHOLOGIES)
+        written = exchange_json({image.cxr_id: exchange_entry(list(truth), np.stack(list(truth.values())))})
+        read = read_mask_json(written.encode(), "m", PATHOLOGIES)
         assert set(read[image.cxr_id]) == set(PATHOLOGIES)
         for name in PATHOLOGIES:
             assert truth[name].any() == (name in image.findings), (image.cxr_id, name)

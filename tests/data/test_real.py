@@ -55,5 +55,6 @@ def test_the_two_full_resolution_images_load_at_the_size_of_their_masks(real_dat
         assert grey.shape == (rle.height, rle.width)
         assert np.array_equal(grey, np.asarray(Image.open(file)))
     areas = {name: int(decode_rle(rle).sum()) for name, rle in masks["patient64541_study1_view1_frontal"].items()}
-    assert (areas["Enlarged Cardiomediastinum"], areas["Cardiomegaly"], areas["Airspace Opacity"]) == (962252, 867107, 163040)
+    found = [areas[name] for name in ("Enlarged Cardiomediastinum", "Cardiomegaly", "Airspace Opacity")]
+    assert found == [962252, 867107, 163040]
     assert decode_rle(masks["patient64542_study1_view1_frontal"]["Support Devices"]).sum() == 47345

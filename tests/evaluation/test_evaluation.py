@@ -80,7 +80,9 @@ def test_a_cam_threshold_is_never_0_and_falls_back_to_the_one_over_all() -> None
     assert cam_grid(0.05).min() > 0
     assert len(cam_grid(0.05)) == 19
     for step, last in ((0.3, 0.9), (0.07, 0.98), (0.1, 0.9), (0.5, 0.5)):
-        assert cam_grid(step).tolist() == pytest.approx([step * i for i in range(1, round(last / step) + 1)]), "up to the last one below 1"
+        assert cam_grid(step).tolist() == pytest.approx([step * i for i in range(1, round(last / step) + 1)]), (
+            "up to the last one below 1"
+        )
     histogram = ScoreHistogram(3, cam_grid(0.1))
     scores = np.linspace(0, 1, 100, dtype=np.float32)
     histogram.add(0, scores, scores > 0.7)
@@ -102,7 +104,11 @@ def test_segmentation_thresholds_take_validation_then_expert_train_then_the_defa
         histograms[1].add(k, scores, scores > 0.8)
     sources = [("validation", histograms[0], np.array([5, 4, 0])), ("expert_train", histograms[1], np.array([9, 9, 0]))]
     choices = choose_segmentation_thresholds(sources, [5, 1], 0.5)
-    assert [(c.source, round(c.threshold, 2)) for c in choices] == [("validation", 0.6), ("expert_train", 0.8), ("default", 0.5)]
+    assert [(c.source, round(c.threshold, 2)) for c in choices] == [
+        ("validation", 0.6),
+        ("expert_train", 0.8),
+        ("default", 0.5),
+    ]
     assert common_pathologies(np.array([5, 4, 9]), 5) == [0, 2]
     assert common_pathologies(np.array([1, 3, 2]), 5) == [1]
 
@@ -116,7 +122,13 @@ def test_the_t_interval_is_scipys() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "reason"), [([], "0 trials"), ([0.3], "1 trial"), ([0.3, 0.3], "identical trials"), ([0.3, math.nan], "defined in 1 of 2 trials")]
+    ("values", "reason"),
+    [
+        ([], "0 trials"),
+        ([0.3], "1 trial"),
+        ([0.3, 0.3], "identical trials"),
+        ([0.3, math.nan], "defined in 1 of 2 trials"),
+    ],
 )
 def test_an_undefined_interval_is_blank_with_a_reason_never_0(values: list[float], reason: str) -> None:
     interval = t_interval(values, 0.95)

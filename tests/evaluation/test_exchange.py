@@ -53,7 +53,10 @@ def test_polygons_in_rle_out_is_bit_identical_to_the_published_file(sample: Path
 def test_rle_in_rle_out_is_bit_identical(sample: Path) -> None:
     for name in ("gt_segmentations_val.json", "gradcam_segmentations_val_sample.json"):
         read = read_mask_json((sample / name).read_bytes(), name, PATHOLOGIES)
-        entries = {cxr_id: exchange_entry(PATHOLOGIES, np.stack([decode_rle(own[n]) for n in PATHOLOGIES])) for cxr_id, own in read.items()}
+        entries = {
+            cxr_id: exchange_entry(PATHOLOGIES, np.stack([decode_rle(own[n]) for n in PATHOLOGIES]))
+            for cxr_id, own in read.items()
+        }
         again = read_mask_json(exchange_json(entries).encode(), name, PATHOLOGIES)
         assert again == read
 

@@ -92,9 +92,14 @@ def test_the_patient_bootstrap_has_scipys_spread(rng: np.random.Generator) -> No
 
     ours = PatientSums(top, bottom, np.ones_like(top)).replicates(patient_weights(number, 20_000, 0))[:, 0]
     theirs = stats.bootstrap(
-        (top[:, 0], bottom[:, 0]), lambda a, b, axis: a.sum(axis) / b.sum(axis), paired=True, vectorized=True, n_resamples=20_000,
-        method="percentile", rng=np.random.default_rng(1),
-    )  # fmt: skip
+        (top[:, 0], bottom[:, 0]),
+        lambda a, b, axis: a.sum(axis) / b.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=20_000,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    )
     assert ours.std(ddof=1) == pytest.approx(theirs.standard_error, rel=0.03)
     interval = percentile_interval(float(top.sum() / bottom.sum()), ours, number, 0.95)
     width = theirs.confidence_interval.high - theirs.confidence_interval.low
@@ -118,15 +123,25 @@ def test_the_shared_variance_is_the_covariance_between_trials(rng: np.random.Gen
 
 
 @pytest.mark.parametrize(("trial_sd", "own_sd", "least"), [(0.0, 0.3, 0.0), (0.06, 0.3, 2.5), (0.05, 0.05, 2.5)])
-def test_a_paired_test_of_no_difference_finds_about_what_it_may(trial_sd: float, own_sd: float, least: float, rng: np.random.Generator) -> None:
-    """What two settings do differently on a patient varies by trial: it is in the trials' variance already, and is not counted again. Where there
-    is nothing else, trials that happen to agree find less, as they must not claim more than these patients alone show."""
+def test_a_paired_test_of_no_difference_finds_about_what_it_may(
+    trial_sd: float, own_sd: float, least: float, rng: np.random.Generator
+) -> None:
+    """The variance between trials contains what each trial does to its patients, so the test does not count it again.
+
+    Where nothing else varies, trials that happen to agree find a difference less often than the nominal level, because
+    they must not claim more than these patients show.
+    """
     n, patients, found = 3, 60, 0
     for _ in range(400):
-        each = rng.normal(scale=trial_sd, size=(n, 1)) + rng.normal(scale=0.05, size=patients) + rng.normal(scale=own_sd, size=(n, patients))
+        each = (
+            rng.normal(scale=trial_sd, size=(n, 1))
+            + rng.normal(scale=0.05, size=patients)
+            + rng.normal(scale=own_sd, size=(n, patients))
+        )
         weights = rng.multinomial(patients, np.full(patients, 1 / patients), size=300) / patients
         values = each.mean(axis=1)
-        found += paired_difference(values.tolist(), [0.0] * n, weights @ each.T, np.zeros((300, n)), patients, 0.95).p_value < 0.05
+        replicates, nothing = weights @ each.T, np.zeros((300, n))
+        found += paired_difference(values.tolist(), [0.0] * n, replicates, nothing, patients, 0.95).p_value < 0.05
     assert least <= found / 4 <= 8, "per cent of 400, nominal 5"
 
 
@@ -145,7 +160,9 @@ def test_more_patients_take_away_what_a_trial_does_on_its_own_patients(rng: np.r
     both = paired_difference(values, [0.0] * 3, replicates, np.zeros((4000, 3)), 100, 0.95).both
     assert both.interaction == pytest.approx(0.02**2, rel=0.1)
     more = patients_needed(both, 100, 0.95)
-    assert more is not None, "the trials vary by 0.02, as they would on these patients without any variance of their own"
+    assert more is not None, (
+        "the trials vary by 0.02, as they would on these patients without any variance of their own"
+    )
     assert 200 < more < 5000
 
 
@@ -188,7 +205,9 @@ def test_without_patient_variance_both_are_the_t_interval() -> None:
         ([0.3, 0.2], [math.nan, math.nan], 50, "undefined"),
     ],
 )
-def test_what_has_no_interval_says_why(values: list[float], replicates: list[float], patients: int, reason: str) -> None:
+def test_what_has_no_interval_says_why(
+    values: list[float], replicates: list[float], patients: int, reason: str
+) -> None:
     ours = combined_interval(values, shared(np.array(replicates), len(values)), patients, 0.95)
     assert ours.interval.reason == reason
     assert math.isnan(ours.interval.low)
@@ -243,6 +262,14 @@ def test_power_is_the_share_of_simulated_studies_that_find_the_difference(
     assert found.mean() == pytest.approx(power(true, trial_sd**2, patient_sd**2, n, df, 0.95, own**2), abs=0.012)
 
 
+def test_power_is_right_for_few_patients(rng: np.random.Generator) -> None:
+    """With 5 degrees of freedom the classes of the patients' variance must not lie off their middles."""
+    draws, true, patient_sd = 1_000_000, 0.03, 0.012
+    deviations = patient_sd * np.sqrt(rng.chisquare(5, draws) / 5)
+    found = np.abs(true + rng.normal(scale=patient_sd, size=draws)) > stats.t.ppf(0.975, 5) * deviations
+    assert found.mean() == pytest.approx(power(true, 0.0, patient_sd**2, 5, 5, 0.95), abs=0.002)
+
+
 def test_needed_numbers_are_the_smallest_that_reach_the_power(rng: np.random.Generator) -> None:
     nothing = np.zeros((2000, 3))
     replicates = shared(rng.normal(0.05, 0.01, size=2000), 3)
@@ -253,19 +280,22 @@ def test_needed_numbers_are_the_smallest_that_reach_the_power(rng: np.random.Gen
     assert power(both.interval.mean, one, both.patient_variance, n, 79, 0.95) >= 0.8
     assert power(both.interval.mean, one, both.patient_variance, n - 1, 79, 0.95) < 0.8
     assert patients_needed(both, 80, 0.95) is None, "three trials that vary so much cannot be mended by patients"
-    wide = paired_difference([0.05, 0.051, 0.049], [0.0] * 3, shared(rng.normal(0.05, 0.1, size=2000), 3), nothing, 80, 0.95).both
+    replicates = shared(rng.normal(0.05, 0.1, size=2000), 3)
+    wide = paired_difference([0.05, 0.051, 0.049], [0.0] * 3, replicates, nothing, 80, 0.95).both
     assert trials_needed(wide, 0.95) is None, "nor patients by trials"
     more = patients_needed(wide, 80, 0.95)
     assert more is not None
     assert more > 800
-    clear = paired_difference([0.5, 0.51, 0.49], [0.0] * 3, shared(rng.normal(0.5, 0.01, size=2000), 3), nothing, 80, 0.95).both
+    replicates = shared(rng.normal(0.5, 0.01, size=2000), 3)
+    clear = paired_difference([0.5, 0.51, 0.49], [0.0] * 3, replicates, nothing, 80, 0.95).both
     assert patients_needed(clear, 80, 0.95) == 80, "not below the number that there is"
 
 
 def test_two_trials_that_find_a_difference_are_not_said_to_need_more_patients(rng: np.random.Generator) -> None:
     """Power falls again with very many patients, as the quantile of 1 degree of freedom takes over."""
     replicates = shared(rng.normal(0.10785, 0.01372, size=4000), 2)
-    both = paired_difference([0.10785 + 0.0011, 0.10785 - 0.0011], [0.0, 0.0], replicates, np.zeros((4000, 2)), 261, 0.95).both
+    values = [0.10785 + 0.0011, 0.10785 - 0.0011]
+    both = paired_difference(values, [0.0, 0.0], replicates, np.zeros((4000, 2)), 261, 0.95).both
     assert power(both.interval.mean, both.trial_variance * 2, both.patient_variance, 2, 260, 0.95) > 0.8
     assert patients_needed(both, 261, 0.95) == 261
 

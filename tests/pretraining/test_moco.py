@@ -12,7 +12,9 @@ from chexseg_ray.pretraining.encoders import build_encoder
 from chexseg_ray.pretraining.moco import MoCo, Projector, Views, contrastive_loss, view_inputs
 
 
-def views(mirrored: bool = False, angle: float = 0.0, side: float = 1.0, place: tuple[float, float] = (0.5, 0.5)) -> Views:
+def views(
+    mirrored: bool = False, angle: float = 0.0, side: float = 1.0, place: tuple[float, float] = (0.5, 0.5)
+) -> Views:
     return Views(np.array([mirrored]), np.array([angle]), np.array([side]), np.array([place]))
 
 
@@ -26,7 +28,9 @@ def cut(pixels: np.ndarray, box: ContentBox, view: Views) -> np.ndarray:
 def wide(rng: np.random.Generator) -> tuple[np.ndarray, ContentBox]:
     """A smooth image of 40 x 64 pixels in the middle of 64 x 64."""
     out = np.zeros((64, 64), dtype=np.uint8)
-    out[12:52] = np.asarray(Image.fromarray(rng.integers(0, 256, (10, 16), dtype=np.uint8)).resize((64, 40), Image.Resampling.BICUBIC))
+    out[12:52] = np.asarray(
+        Image.fromarray(rng.integers(0, 256, (10, 16), dtype=np.uint8)).resize((64, 40), Image.Resampling.BICUBIC)
+    )
     return out, ContentBox(12, 0, 40, 64)
 
 
@@ -37,7 +41,9 @@ def test_a_view_without_any_change_of_a_square_image_is_the_image(rng: np.random
 
 
 @pytest.mark.parametrize(("place", "left"), [(0.0, 0), (0.5, 12), (1.0, 24)])
-def test_the_window_is_as_large_as_the_short_side_and_moves_along_the_long_one(place: float, left: int, wide: tuple) -> None:
+def test_the_window_is_as_large_as_the_short_side_and_moves_along_the_long_one(
+    place: float, left: int, wide: tuple
+) -> None:
     pixels, box = wide
     expected = np.asarray(Image.fromarray(pixels[12:52, left : left + 40]).resize((64, 64), Image.Resampling.BILINEAR))
     found = cut(pixels, box, views(place=(0.5, place)))
@@ -79,7 +85,9 @@ def test_draws_are_within_their_ranges_and_a_function_of_the_generator() -> None
 
 def test_the_loss_is_info_nce_by_a_double_loop() -> None:
     generator = torch.Generator().manual_seed(0)
-    queries, keys, queue = (F.normalize(torch.randn(n, 8, generator=generator, dtype=torch.float64), dim=1) for n in (5, 5, 12))
+    queries, keys, queue = (
+        F.normalize(torch.randn(n, 8, generator=generator, dtype=torch.float64), dim=1) for n in (5, 5, 12)
+    )
     expected, found = 0.0, 0
     for q, k in zip(queries, keys, strict=True):
         own, others = float(q @ k) / 0.2, [float(q @ other) / 0.2 for other in queue]

@@ -1,4 +1,4 @@
-"""Pairs, affinities and the losses of IRNet against double loops over all pairs of cells, and gradients against finite differences."""
+"""Pairs, affinities and losses of IRNet against loops over all pairs of cells; gradients against finite differences."""
 
 import math
 from collections.abc import Iterator
@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from chexseg_ray.pseudo.affinity import EPSILON, PairLabels, affinity, directions, irnet_losses, path, total_loss
+from chexseg_ray.pseudo.affinity import (
+    EPSILON,
+    PairLabels,
+    affinity,
+    directions,
+    irnet_losses,
+    path,
+    reference_losses,
+    total_loss,
+)
 
 Cell = tuple[int, int]
 
@@ -39,7 +48,9 @@ def test_directions_and_paths_are_as_many_as_the_reference_counts(radius: int, c
 
 
 @pytest.mark.parametrize(("height", "width", "radius"), [(6, 7, 4), (5, 3, 5), (2, 9, 3)])
-def test_affinities_equal_a_double_loop_over_all_pairs(height: int, width: int, radius: int, rng: np.random.Generator) -> None:
+def test_affinities_equal_a_double_loop_over_all_pairs(
+    height: int, width: int, radius: int, rng: np.random.Generator
+) -> None:
     boundary = rng.random((height, width))
     expected = {(a, b): 1 - max(boundary[cell] for cell in on_path(a, b)) for a, b in pairs(height, width, radius)}
     found = {}
@@ -80,7 +91,9 @@ def brute_losses(boundary: np.ndarray, field: np.ndarray, labels: np.ndarray, ra
     return [float(v) for v in np.mean(out, axis=0)] if out else [0.0, 0.0, 0.0]
 
 
-def sample(rng: np.random.Generator, count: int, height: int = 5, width: int = 6) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def sample(
+    rng: np.random.Generator, count: int, height: int = 5, width: int = 6
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     labels = rng.choice([0, 1, 255], size=(2, count, height, width)).astype(np.uint8)
     labels[:, -1] = 255  # a pathology that no image has
     return rng.random((2, height, width)), rng.normal(size=(2, 2, height, width)), labels
@@ -95,6 +108,16 @@ def test_losses_equal_a_double_loop_over_all_pairs(count: int, rng: np.random.Ge
     assert found == pytest.approx(brute_losses(boundary, field, labels, 4), rel=1e-12)
     assert float(total_loss(losses, "sum")) == pytest.approx(sum(found))
     assert float(total_loss(losses, "halves")) == pytest.approx(found[0] / 2 + found[1] / 4 + found[2] / 4)
+
+
+def test_the_reference_form_of_the_equations_equals_the_fused_losses(rng: np.random.Generator) -> None:
+    boundary, field, labels = (torch.from_numpy(array) for array in sample(rng, 3))
+    losses = irnet_losses(boundary, field, PairLabels(labels, 4))
+    reference = reference_losses(boundary, field, labels, 4)
+    for name in ("boundary", "foreground", "background"):
+        assert float(getattr(reference, name)) == pytest.approx(float(getattr(losses, name)), rel=1e-12), name
+    nothing = reference_losses(boundary, field, torch.full_like(labels, 255), 4)
+    assert (nothing.boundary, nothing.foreground, nothing.background) == (0, 0, 0), "no pathology has foreground"
 
 
 def test_gradients_equal_finite_differences(rng: np.random.Generator) -> None:
@@ -126,7 +149,10 @@ def test_shares_of_a_batch_add_up_to_its_loss_and_gradient(rng: np.random.Genera
     loss = irnet_losses(whole, field, PairLabels(labels, 4)).boundary
     loss.backward()
     parts = boundary.clone().requires_grad_()
-    each = [irnet_losses(parts[i : i + 1], field[i : i + 1], PairLabels(labels[i : i + 1], 4), counts).boundary for i in range(2)]
+    each = [
+        irnet_losses(parts[i : i + 1], field[i : i + 1], PairLabels(labels[i : i + 1], 4), counts).boundary
+        for i in range(2)
+    ]
     torch.stack(each).sum().backward()
     assert float((each[0] + each[1]).detach()) == pytest.approx(float(loss.detach()), rel=1e-12)
     assert torch.allclose(parts.grad, whole.grad, rtol=1e-12, atol=0)

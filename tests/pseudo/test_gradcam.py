@@ -88,7 +88,8 @@ def test_pre_relu_maps_are_captums_on_norm5() -> None:
 
     wrapped = OutOfPlace(net).eval()
     for k in range(K):
-        other = LayerGradCam(wrapped, wrapped.features.norm5).attribute(images(), target=k, relu_attributions=True).detach()
+        cam = LayerGradCam(wrapped, wrapped.features.norm5)
+        other = cam.attribute(images(), target=k, relu_attributions=True).detach()
         assert largest_difference(ours[:, k], other[:, 0]) < 1e-5
 
 

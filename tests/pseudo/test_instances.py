@@ -86,9 +86,13 @@ def test_each_instance_is_scaled_apart_and_they_are_merged_by_maximum() -> None:
 
 
 def two_opacities(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """A phantom with an opacity in each lung: pixels uint8 [96, 96], and the share of each of 24 x 24 cells that is opaque."""
-    seeds = (7, number), (8, number)
-    image = PhantomImage(f"CheXpert-v1.0/train/p{number}/a.jpg", "train", *seeds, False, frozenset({"Edema", "Airspace Opacity"}), "Female", 50)
+    """Draw a phantom with an opacity in each lung: its pixels, and how much of each cell is opaque.
+
+    Returns:
+        Pixels uint8 [96, 96], and the opaque share of each cell, float32 [24, 24] in [0, 1].
+    """
+    path, findings = f"CheXpert-v1.0/train/p{number}/a.jpg", frozenset({"Edema", "Airspace Opacity"})
+    image = PhantomImage(path, "train", (7, number), (8, number), False, findings, "Female", 50)
     grey, truth, _ = render(image, 160)
     share = letterbox_mask(truth["Edema"], 96).reshape(SIZE, 4, SIZE, 4).mean(axis=(1, 3))
     return letterbox(grey, 96), share.astype(np.float32)
@@ -108,7 +112,9 @@ def test_a_trained_displacement_branch_tells_two_opacities_of_a_phantom_apart() 
     rng = np.random.default_rng(0)
     for _ in range(updates):
         rows = rng.choice(20, 8, replace=False)
-        losses = irnet_losses(torch.zeros(8, SIZE, SIZE), branch([s[rows] for s in stages]), PairLabels(labels[rows], 4))
+        losses = irnet_losses(
+            torch.zeros(8, SIZE, SIZE), branch([s[rows] for s in stages]), PairLabels(labels[rows], 4)
+        )
         optimiser.zero_grad()
         (losses.foreground + losses.background).backward()
         optimiser.step()

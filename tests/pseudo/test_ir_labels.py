@@ -34,7 +34,7 @@ def test_zero_maps_and_closed_gates_have_no_foreground() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (0.5, 0.8), (1.3, 1.5), (0.5, 1.5)])
 def test_pixels_and_labels_are_cut_alike(low: float, high: float, rng: np.random.Generator) -> None:
-    """An image that is its own CAM, bright on the left: where the window is black there is no label, and foreground is bright."""
+    """The image is its own CAM, so foreground labels lie on bright cells and background labels on dark ones."""
     size, grid = 64, 16
     box = content_box(48, 64, size)
     ramp = np.zeros((size, size), dtype=np.uint8)
@@ -50,6 +50,8 @@ def test_pixels_and_labels_are_cut_alike(low: float, high: float, rng: np.random
         middle = pixels.reshape(grid, 4, grid, 4).mean(axis=(1, 3))
         assert (middle[labels == 1] > 60).all()
         assert (middle[labels == 0] < 60).all()
+        outside = pixels.reshape(grid, 4, grid, 4).max(axis=(1, 3)) == 0
+        assert (labels[outside] == 255).all(), "the black part of a window has no label"
         seen.add(crop.mirror)
     assert seen == {True, False}
 

@@ -9,7 +9,13 @@ from chexseg_ray.pseudo.irnet import IRNet, boundary_maps, polynomial_decay
 
 def test_stages_lie_at_a_quarter_an_eighth_and_a_sixteenth() -> None:
     stages = IRNet(displacement=False).trunk(torch.zeros(1, 3, 64, 64))
-    assert [tuple(s.shape[1:]) for s in stages] == [(64, 16, 16), (256, 16, 16), (512, 8, 8), (1024, 4, 4), (2048, 4, 4)]
+    assert [tuple(s.shape[1:]) for s in stages] == [
+        (64, 16, 16),
+        (256, 16, 16),
+        (512, 8, 8),
+        (1024, 4, 4),
+        (2048, 4, 4),
+    ]
 
 
 @pytest.mark.parametrize("size", [32, 96])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from chexseg_ray.config import RANDOM_WALKS
+from chexseg_ray.config.upstream import RANDOM_WALKS
 from chexseg_ray.data.images import content_box
 from chexseg_ray.pseudo.propagation import propagate_cams
 from chexseg_ray.pseudo.random_walk import Transition, WalkSettings, chebyshev_series, propagate
@@ -15,8 +15,12 @@ PRESETS = {name: WalkSettings(**walk.model_dump()) for name, walk in RANDOM_WALK
 
 
 def on_path(a: tuple[int, int], b: tuple[int, int]) -> list[tuple[int, int]]:
-    box = [(y, x) for y in range(min(a[0], b[0]), max(a[0], b[0]) + 1) for x in range(min(a[1], b[1]), max(a[1], b[1]) + 1)]
-    return [(y, x) for y, x in box if abs((y - a[0]) * (b[1] - a[1]) - (x - a[1]) * (b[0] - a[0])) / math.dist(a, b) < 1]
+    box = [
+        (y, x) for y in range(min(a[0], b[0]), max(a[0], b[0]) + 1) for x in range(min(a[1], b[1]), max(a[1], b[1]) + 1)
+    ]
+    return [
+        (y, x) for y, x in box if abs((y - a[0]) * (b[1] - a[1]) - (x - a[1]) * (b[0] - a[0])) / math.dist(a, b) < 1
+    ]
 
 
 def dense_transition(boundary: np.ndarray, radius: int, beta: float) -> np.ndarray:
@@ -31,7 +35,9 @@ def dense_transition(boundary: np.ndarray, radius: int, beta: float) -> np.ndarr
 
 
 @pytest.mark.parametrize(("preset", "tolerance"), [("chexseg", 1e-5), ("irn", 1e-3)])
-def test_propagation_equals_the_dense_float64_matrix_power(preset: str, tolerance: float, rng: np.random.Generator) -> None:
+def test_propagation_equals_the_dense_float64_matrix_power(
+    preset: str, tolerance: float, rng: np.random.Generator
+) -> None:
     settings = PRESETS[preset]
     boundary, maps = rng.random((2, 11, 13), dtype=np.float32), rng.random((2, 3, 11, 13), dtype=np.float32)
     found = propagate(torch.from_numpy(maps), torch.from_numpy(boundary), settings)
@@ -63,7 +69,9 @@ def test_one_hot_cell_is_propagated_as_exactly(preset: str, rng: np.random.Gener
     maps = np.zeros((1, 1, 24, 24), dtype=np.float32)
     maps[0, 0, 3, 20] = 1
     found = propagate(torch.from_numpy(maps), torch.from_numpy(boundary), settings)[0, 0].numpy().ravel()
-    power = np.linalg.matrix_power(dense_transition(boundary[0].astype(np.float64), settings.radius, settings.beta), settings.steps)
+    power = np.linalg.matrix_power(
+        dense_transition(boundary[0].astype(np.float64), settings.radius, settings.beta), settings.steps
+    )
     expected = (maps.astype(np.float64) * (1 - boundary.astype(np.float64))).ravel() @ power
     seen = expected > 1e-6 * expected.max()
     assert (np.abs(found - expected)[seen] / expected[seen]).max() < 1e-3
@@ -71,7 +79,10 @@ def test_one_hot_cell_is_propagated_as_exactly(preset: str, rng: np.random.Gener
 
 
 def dense_maps(cams: np.ndarray, boundary: np.ndarray, rows: slice, settings: WalkSettings) -> np.ndarray:
-    """Maps [K, G, G] to those of propagate_cams by the dense matrix: closed padding, walk, content stretched to [0, 1], padding filled."""
+    """Compute the maps [K, G, G] of propagate_cams by the dense matrix.
+
+    The formula closes the padding, walks, stretches the content to [0, 1], and fills the padding.
+    """
     closed, start = np.ones_like(boundary), np.zeros_like(cams)
     closed[rows], start[:, rows] = boundary[rows], cams[:, rows]
     power = np.linalg.matrix_power(dense_transition(closed, settings.radius, settings.beta), settings.steps)
@@ -97,7 +108,9 @@ def test_the_whole_propagation_equals_the_dense_formula(instance_wise: bool, rng
 
 def test_a_map_that_is_flat_after_the_walk_says_nothing() -> None:
     cams = torch.rand(1, 1, 8, 8)
-    out = propagate_cams(cams, torch.zeros(1, 8, 8), None, [content_box(32, 32, 32).on_grid(32, 8)], PRESETS["irn"], 0.3)
+    out = propagate_cams(
+        cams, torch.zeros(1, 8, 8), None, [content_box(32, 32, 32).on_grid(32, 8)], PRESETS["irn"], 0.3
+    )
     assert (out == 0).all()
 
 
@@ -111,7 +124,9 @@ def test_the_series_is_as_exact_as_it_says() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 8, 256])
-def test_columns_sum_to_one_so_values_are_weighted_means_and_a_constant_stays(steps: int, rng: np.random.Generator) -> None:
+def test_columns_sum_to_one_so_values_are_weighted_means_and_a_constant_stays(
+    steps: int, rng: np.random.Generator
+) -> None:
     boundary = torch.from_numpy(rng.random((3, 9, 10)))
     boundary[0, 2:5] = 1
     transition = Transition(boundary, 4, 7.0)
@@ -150,11 +165,15 @@ def test_nothing_enters_or_leaves_the_padding_and_the_rim_is_not_darkened(rng: n
     assert (out[0, 1] == 0).all(), "a map of zeros stays one"
     assert torch.equal(out[0, 0, 0], out[0, 0, box.top])
     boundary[0, : box.top] = 0
-    assert torch.equal(out, propagate_cams(cams, boundary, None, [box], WalkSettings(3, 5.0, 8), 0.3)), "the padding's values do not matter"
+    assert torch.equal(out, propagate_cams(cams, boundary, None, [box], WalkSettings(3, 5.0, 8), 0.3)), (
+        "the padding's values do not matter"
+    )
 
 
 def test_images_of_a_batch_do_not_touch_each_other(rng: np.random.Generator) -> None:
     boundary, maps = torch.from_numpy(rng.random((3, 8, 8))).float(), torch.from_numpy(rng.random((3, 2, 8, 8))).float()
     together = propagate(maps, boundary, PRESETS["irn"])
     for i in range(3):
-        assert torch.allclose(propagate(maps[i : i + 1], boundary[i : i + 1], PRESETS["irn"])[0], together[i], rtol=1e-5, atol=1e-6)
+        assert torch.allclose(
+            propagate(maps[i : i + 1], boundary[i : i + 1], PRESETS["irn"])[0], together[i], rtol=1e-5, atol=1e-6
+        )

@@ -9,7 +9,9 @@ from chexseg_ray.segmentation.inference import BATCH, Segmenter
 from chexseg_ray.segmentation.training import predict
 
 
-def test_masks_are_the_scores_above_their_thresholds_at_both_sizes_and_none_lies_in_the_padding(rng: np.random.Generator) -> None:
+def test_masks_are_the_scores_above_their_thresholds_at_both_sizes_and_none_lies_in_the_padding(
+    rng: np.random.Generator,
+) -> None:
     torch.manual_seed(0)
     network, device = nn.Conv2d(3, 4, 3, padding=1).eval(), torch.device("cpu")
     thresholds = np.array([0.3, 0.45, 0.5, 0.7], dtype=np.float32)
@@ -18,11 +20,15 @@ def test_masks_are_the_scores_above_their_thresholds_at_both_sizes_and_none_lies
     images = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
     assert len(images) > BATCH
     pixels = np.stack([letterbox(image, 32) for image in images])
-    scores = np.concatenate([predict(network, pixels[start : start + BATCH], "chexpert", device) for start in range(0, len(pixels), BATCH)])
+    scores = np.concatenate(
+        [predict(network, pixels[start : start + BATCH], "chexpert", device) for start in range(0, len(pixels), BATCH)]
+    )
     cuts = thresholds[:, None, None]
     for own, score, (height, width) in zip(segmenter.images(images), scores, shapes, strict=True):
         box = content_box(height, width, 32)
         np.testing.assert_array_equal(own.masks, unletterbox(score, height, width) > cuts)
-        np.testing.assert_array_equal(own.model_masks[:, box.rows, box.columns], (score > cuts)[:, box.rows, box.columns])
+        np.testing.assert_array_equal(
+            own.model_masks[:, box.rows, box.columns], (score > cuts)[:, box.rows, box.columns]
+        )
         assert own.model_masks.sum() == own.model_masks[:, box.rows, box.columns].sum()
         np.testing.assert_array_equal(own.probability, score[:, box.rows, box.columns].max(axis=(1, 2)))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from chexseg_ray import cost
+from chexseg_ray.plan import cost
 from chexseg_ray.pseudo.irnet import IRNet
 from chexseg_ray.segmentation.network import build_network, check_network, count_network
 
@@ -22,10 +22,10 @@ DEEPLAB = {"output_stride": 16, "atrous_rates": (12, 24, 36)}
     ],
 )
 def test_any_architecture_and_encoder_of_smp_gives_a_map_a_pathology(architecture: str, encoder: str) -> None:
-    model = build_network(architecture, encoder, 3, DEEPLAB).eval()
+    model = build_network(architecture, encoder, 3).eval()
     with torch.no_grad():
         assert model(torch.rand(2, 3, 64, 64)).shape == (2, 3, 64, 64)
-    check_network(architecture, encoder, 64, DEEPLAB)
+    check_network(architecture, encoder, 64)
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,11 @@ def test_any_architecture_and_encoder_of_smp_gives_a_map_a_pathology(architectur
         ("dpt", "tu-vit_tiny_patch16_224", 64, "takes no images of 64 px"),
     ],
 )
-def test_what_cannot_be_built_is_refused_with_its_name(architecture: str, encoder: str, size: int, message: str) -> None:
+def test_what_cannot_be_built_is_refused_with_its_name(
+    architecture: str, encoder: str, size: int, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
-        check_network(architecture, encoder, size, DEEPLAB)
+        check_network(architecture, encoder, size)
 
 
 @pytest.mark.parametrize("network", ["densenet121", "resnet18", "resnet50", "deeplabv3plus/resnet18"])
@@ -61,4 +63,6 @@ def test_irnet_costs_what_the_plan_says() -> None:
 
 
 def test_a_network_that_the_table_lacks_is_counted() -> None:
-    assert cost.network_flops("unet/resnet18", 160) == pytest.approx(count_network("unet/resnet18", 160)[0] * 1e9, rel=0.02)
+    assert cost.network_flops("unet/resnet18", 160) == pytest.approx(
+        count_network("unet/resnet18", 160)[0] * 1e9, rel=0.02
+    )

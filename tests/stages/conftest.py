@@ -27,7 +27,15 @@ def job(private_home: dict[str, str]) -> Job:
 
     def run(name: str, *arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(REPOSITORY / "jobs" / name), *arguments]
-        return subprocess.run(command, env=private_home, cwd=private_home["HOME"], capture_output=True, text=True, timeout=timeout, check=False)
+        return subprocess.run(
+            command,
+            env=private_home,
+            cwd=private_home["HOME"],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
 
     return run
 

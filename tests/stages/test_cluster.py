@@ -35,7 +35,9 @@ def cluster(private_home: dict[str, str]) -> Iterator[Nodes]:
 def sweep(nodes: Nodes, store: object, *overrides: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
     """Start jobs/sweep.py as a driver of the cluster."""
     command = [sys.executable, str(REPOSITORY / "jobs" / "sweep.py"), str(TINY), f"store.root={store}", *overrides]
-    return subprocess.Popen(command, env=nodes.env | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=nodes.env | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def ended(process: subprocess.Popen[str], code: int, seconds: float = 300) -> tuple[str, str]:
@@ -45,7 +47,10 @@ def ended(process: subprocess.Popen[str], code: int, seconds: float = 300) -> tu
 
 
 def fault(process: subprocess.Popen[str], code: int) -> str:
-    """The one line of an error that comes within two minutes; above it stands what Ray's C++ logger says on a machine without a network."""
+    """The one line of an error that comes within two minutes.
+
+    On a machine without a network, Ray's C++ logger writes lines of its own above it.
+    """
     assert process.stdout is not None
     assert process.stdout.readline().startswith("store: ")  # Python, torch and the storage are there
     *above, line = ended(process, code, 120)[1].splitlines()
@@ -56,23 +61,30 @@ def fault(process: subprocess.Popen[str], code: int) -> str:
 @pytest.fixture
 def upstream(tiny_store: Path, tmp_path: Path) -> Path:
     """A store that holds everything but the sweep's trials."""
-    return Path(shutil.copytree(tiny_store, tmp_path / "store", ignore=shutil.ignore_patterns("segmentation", "evaluation", "report", "*.txt")))
+    left_out = shutil.ignore_patterns("segmentation", "evaluation", "report", "*.txt")
+    return Path(shutil.copytree(tiny_store, tmp_path / "store", ignore=left_out))
 
 
 def test_a_local_root_is_refused(cluster: Nodes, tmp_path: Path) -> None:
     error = fault(sweep(cluster, tmp_path / "store"), 2)
-    assert re.fullmatch(r"error: store.root=.*: a local folder, and the cluster has several nodes: .*compute.shared_folders=true.*", error)
+    assert re.fullmatch(
+        r"error: store.root=.*: a local folder, and the cluster has several nodes: .*compute.shared_folders=true.*",
+        error,
+    )
     assert not list(tmp_path.glob("store/*/*")), "nothing was built"
 
 
 def test_what_the_cluster_cannot_give_is_said_before_anything_waits_for_it(cluster: Nodes, tmp_path: Path) -> None:
     overrides = [SHARED, "compute.cams={num_cpus: 1, num_gpus: 1, min_actors: 1, max_actors: 1}"]
     error = fault(sweep(cluster, tmp_path / "store", *overrides), 2)
-    asked, there = "compute.cams asks for 1 x 1 CPU + 1 GPU and 1 x 1 CPU", "the cluster has 2 nodes of 1 CPU, 1 node of no CPU for work"
+    asked = "compute.cams asks for 1 x 1 CPU + 1 GPU and 1 x 1 CPU"
+    there = "the cluster has 2 nodes of 1 CPU, 1 node of no CPU for work"
     assert error.startswith(f"error: {asked}; {there}: lower compute.cams")
 
 
-def test_nodes_that_are_lost_and_join_in_the_middle_of_a_sweep_change_nothing(cluster: Nodes, upstream: Path, tiny_store: Path) -> None:
+def test_nodes_that_are_lost_and_join_in_the_middle_of_a_sweep_change_nothing(
+    cluster: Nodes, upstream: Path, tiny_store: Path
+) -> None:
     driver = sweep(cluster, upstream, SHARED, "compute.state_seconds=0")
     cluster.until(lambda: len(list(upstream.glob("segmentation/*/state/*"))) >= 2)
     cluster.until(lambda: sum(node["used"] >= 1 for node in cluster.nodes()) == 2)
@@ -91,7 +103,7 @@ def test_two_replicas_on_two_nodes_compute_what_one_process_computes(cluster: No
     """Loss, gradients and statistics in float64, by Ray Train over gloo."""
     script = f"""
 import sys
-sys.path[:0] = [{str(REPOSITORY)!r}, {str(REPOSITORY / "tests" / "stages")!r}]
+sys.path[:0] = [{str(REPOSITORY)!r}, {str(REPOSITORY / "tests")!r}, {str(REPOSITORY / "tests" / "engine")!r}]
 import ray, torch
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -101,7 +113,7 @@ ray.cloudpickle.register_pickle_by_value(test_replicas)
 
 def loop(config):
     import ray.train
-    from chexseg_ray.stages.replicas import Replica
+    from chexseg_ray.engine.replicas import Replica
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     replica = Replica.here()
@@ -121,8 +133,11 @@ for name, update in test_replicas.UPDATES.items():
         for key, tensor in whole.items():
             assert torch.allclose(found[key], tensor, rtol=1e-6, atol=1e-8), (name, rank, key)
 """
-    env = cluster.env | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests' / 'stages'}"}
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=200, check=False)
+    folders = REPOSITORY, REPOSITORY / "tests", REPOSITORY / "tests" / "engine"
+    env = cluster.env | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=200, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert len({(tmp_path / f"node-{rank}").read_text() for rank in (0, 1)}) == 2, "one on each node"
 
@@ -135,7 +150,7 @@ import sys
 import numpy as np
 import ray
 ray.init(log_to_driver=False)
-from chexseg_ray.stages.pool import Rows, shared_rows
+from chexseg_ray.engine.pool import Rows, shared_rows
 chunks = [np.full((2048, 5000), i, dtype=np.uint8) for i in range(2)]
 shared = {"x/images": ({str(i): i for i in range(4096)}, [ray.put(chunk) for chunk in chunks])}
 
@@ -147,7 +162,8 @@ class Reader:
         lines = [line for line in open("/proc/self/maps") if "plasma" in line or "/dev/shm" in line]
         bounds = [tuple(int(x, 16) for x in line.split()[0].split("-")) for line in lines]
         places = [chunk.__array_interface__["data"] for chunk in self.rows.chunks]
-        assert all(read_only and any(low <= place < high for low, high in bounds) for place, read_only in places), "in shared memory, read-only"
+        for place, read_only in places:
+            assert read_only and any(low <= place < high for low, high in bounds), "in shared memory, read-only"
         return ray.get_runtime_context().get_node_id()
 
 readers = [Reader.options(scheduling_strategy="SPREAD").remote() for _ in range(12)]
@@ -172,20 +188,34 @@ def s3() -> Iterator[tuple[str, dict[str, str]]]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    keys = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "a-secret-of-the-test", "AWS_DEFAULT_REGION": "us-east-1"}
+    keys = {
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "a-secret-of-the-test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
     client = boto3.client(
-        "s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1",
-        aws_access_key_id=keys["AWS_ACCESS_KEY_ID"], aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
-    )  # fmt: skip
+        "s3",
+        endpoint_url=f"http://{host}:{port}",
+        region_name="us-east-1",
+        aws_access_key_id=keys["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
+    )
     client.create_bucket(Bucket="bucket")
     yield f"?endpoint_override={host}:{port}&scheme=http", keys | {"AWS_EC2_METADATA_DISABLED": "true"}
     server.stop()
 
 
 def test_a_study_whose_data_and_store_are_on_s3_runs_on_nodes_that_an_autoscaler_adds(
-    s3: tuple[str, dict[str, str]], private_home: dict[str, str], phantom_root: Path, tiny_store: Path, monkeypatch: pytest.MonkeyPatch
+    s3: tuple[str, dict[str, str]],
+    private_home: dict[str, str],
+    phantom_root: Path,
+    tiny_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nothing is local: nodes come when a stage asks for them, and are gone when the study is done; the numbers are the local study's."""
+    """Nothing is local, and the numbers are the local study's.
+
+    Nodes come when a stage asks for them, and are gone when the study is done.
+    """
     where, keys = s3
     for name, value in keys.items():
         monkeypatch.setenv(name, value)

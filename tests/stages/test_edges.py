@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from studies import TINY, Job
 
-from chexseg_ray.artifacts import Record
+from chexseg_ray.store.step import Record
 
 pytestmark = pytest.mark.ray
 
@@ -20,12 +20,14 @@ def only_phantom(store: Path, copy: Path) -> Path:
     return copy
 
 
-def test_p_0_without_expert_masks_runs_with_fixed_thresholds_and_the_last_checkpoint(tiny_store: Path, tmp_path: Path, job: Job) -> None:
+def test_p_0_without_expert_masks_runs_with_fixed_thresholds_and_the_last_checkpoint(
+    tiny_store: Path, tmp_path: Path, job: Job
+) -> None:
     store = only_phantom(tiny_store, tmp_path / "store")
-    done = job(
-        "sweep.py", str(TINY), f"store.root={store}", "data.expert_csv=null", "data.expert_masks=null", "sweep.p=[0]", "sweep.trials=1",
-        "pseudo_masks.thresholds=otsu", "segmentation.thresholds=fixed", "segmentation.checkpoint=last", "sweep.init=[random]",
-    )  # fmt: skip
+    grid = ("sweep.p=[0]", "sweep.init=[random]", "sweep.trials=1")
+    no_masks = ("data.expert_csv=null", "data.expert_masks=null")
+    fixed = ("pseudo_masks.thresholds=otsu", "segmentation.thresholds=fixed", "segmentation.checkpoint=last")
+    done = job("sweep.py", str(TINY), f"store.root={store}", *grid, *no_masks, *fixed)
     assert done.returncode == 0, done.stdout + done.stderr
     (segmentation,) = records(store, "segmentation")
     assert {c["source"] for c in segmentation.metrics["thresholds"].values()} == {"fixed"}
@@ -36,7 +38,8 @@ def test_p_0_without_expert_masks_runs_with_fixed_thresholds_and_the_last_checkp
 @pytest.mark.slow
 def test_p_1_without_weak_images_needs_no_classifier(tiny_store: Path, tmp_path: Path, job: Job) -> None:
     store = only_phantom(tiny_store, tmp_path / "store")
-    done = job("sweep.py", str(TINY), f"store.root={store}", "data.weak_csv=null", "sweep.p=[1]", "sweep.init=[random]", "sweep.trials=1")
+    grid = ("sweep.p=[1]", "sweep.init=[random]", "sweep.trials=1")
+    done = job("sweep.py", str(TINY), f"store.root={store}", *grid, "data.weak_csv=null")
     assert done.returncode == 0, done.stdout + done.stderr
     assert not (store / "classifier").exists()
     assert records(store, "segmentation")[0].metrics["weak_ids"] == 0
@@ -44,14 +47,25 @@ def test_p_1_without_weak_images_needs_no_classifier(tiny_store: Path, tmp_path:
 
 def test_real_x_rays_run_through_to_their_report(real_data: Path, tmp_path: Path, job: Job) -> None:
     store = tmp_path / "store"
-    done = job(
-        "sweep.py", str(TINY), f"store.root={store}", f"data.root={real_data}", "data.weak_csv=CheXpert-mini/train.csv",
-        "data.expert_csv=CheXpert-mini/valid.csv", "data.expert_masks=gt_segmentations.json", "data.test_csv=null", "data.test_masks=null",
-        "data.benchmark_masks=null", "data.num_validation=10", "data.num_test=12", "data.licence=CC BY-NC-SA and others, see the data's README",
-        "classifier.train_splits=[weak, expert_train]", "encoder_classifier.train_splits=[weak, expert_train]",
-        "classifier.validation_splits=[validation]", "encoder_classifier.validation_splits=[validation]",
-        "classifier.blanks=ignore", "encoder_classifier.blanks=ignore", "pseudo_masks.gate=probability", "sweep.trials=1",
-    )  # fmt: skip
+    data = [
+        f"data.root={real_data}",
+        "data.weak_csv=CheXpert-mini/train.csv",
+        "data.expert_csv=CheXpert-mini/valid.csv",
+        "data.expert_masks=gt_segmentations.json",
+        "data.test_csv=null",
+        "data.test_masks=null",
+        "data.benchmark_masks=null",
+        "data.num_validation=10",
+        "data.num_test=12",
+        "data.licence=CC BY-NC-SA and others, see the data's README",
+    ]
+    classifiers = [
+        f"{section}.{value}"
+        for section in ("classifier", "encoder_classifier")
+        for value in ("train_splits=[weak, expert_train]", "validation_splits=[validation]", "blanks=ignore")
+    ]
+    others = ["pseudo_masks.gate=probability", "sweep.trials=1"]
+    done = job("sweep.py", str(TINY), f"store.root={store}", *data, *classifiers, *others)
     assert done.returncode == 0, done.stdout + done.stderr
     manifests = {r.config["split"]: r for r in records(store, "manifest")}
     assert manifests["weak"].rows == 121

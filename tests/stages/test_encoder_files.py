@@ -38,7 +38,10 @@ def no_sockets(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     [
         ("resnet18", ("download.pytorch.org/models/resnet18-f37072fd.pth", "checkpoints/resnet18-f37072fd.pth")),
         ("resnet50", ("download.pytorch.org/models/resnet50-0676ba61.pth", "checkpoints/resnet50-0676ba61.pth")),
-        ("densenet121", ("download.pytorch.org/models/densenet121-a639ec97.pth", "checkpoints/densenet121-a639ec97.pth")),
+        (
+            "densenet121",
+            ("download.pytorch.org/models/densenet121-a639ec97.pth", "checkpoints/densenet121-a639ec97.pth"),
+        ),
         ("efficientnet-b0", ("huggingface.co/smp-hub/efficientnet-b0.imagenet/resolve/", "the cache ")),
         ("tu-convnext_tiny", ("huggingface.co/timm/convnext_tiny", "the cache ")),
     ],
@@ -56,14 +59,18 @@ def test_without_a_file_the_exact_one_to_provide_is_named_and_no_socket_is_opene
     assert no_sockets == []
 
 
-def test_a_hub_that_is_asked_for_and_cannot_be_reached_is_a_transient_fault(no_sockets: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_is_asked_for_and_cannot_be_reached_is_a_transient_fault(
+    no_sockets: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the hub's own retries
     with pytest.raises(TransientError, match=r"smp-hub/resnet18.imagenet.* cannot be fetched"):
         imagenet_file("resnet18", download=True)
     assert no_sockets, "it was asked for, so it was tried"
 
 
-def test_torchvisions_own_file_is_taken_when_its_name_is_its_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvisions_own_file_is_taken_when_its_name_is_its_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     wrong = folder / "resnet18-f37072fd.pth"
@@ -88,7 +95,12 @@ def test_smps_file_is_found_in_hugging_faces_cache(tmp_path: Path, no_sockets: l
 
 
 def test_the_statistics_of_imagenet_weights_are_their_encoders_own() -> None:
-    named = {"resnet18": "imagenet", "xception": "inception", "tu-resnet18": "imagenet", "tu-tf_efficientnetv2_s": "inception"}
+    named = {
+        "resnet18": "imagenet",
+        "xception": "inception",
+        "tu-resnet18": "imagenet",
+        "tu-tf_efficientnetv2_s": "inception",
+    }
     assert {name: imagenet_statistics(name) for name in named} == named
     with pytest.raises(ValueError, match="none of imagenet, inception, chexpert"):
         imagenet_statistics("dpn68")

@@ -1,4 +1,7 @@
-"""The sweep as a submitted job, with token authentication, on loopback alone: exit codes, metadata, metrics, trainings, stopping and going on."""
+"""The sweep as a submitted job with token authentication, on loopback only.
+
+The tests check its exit codes, metadata, metrics and trainings, and that a job which was stopped goes on.
+"""
 
 import json
 import os
@@ -19,7 +22,7 @@ import pytest
 from clusters import free_port, kill_marked, marked
 from studies import REPOSITORY, TINY
 
-from chexseg_ray.stages.metrics import METRICS
+from chexseg_ray.engine.prometheus import METRICS
 
 pytestmark = pytest.mark.ray
 
@@ -37,15 +40,24 @@ class Head:
         self.token = token.read_text()
         self.port, self.dashboard, self.metrics = free_port(), free_port(), free_port()
         self.env = env | {
-            "HOME": str(folder), "RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_metrics_report_interval_ms": "1000",
+            "HOME": str(folder),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        }  # fmt: skip
-        start = ["ray", "start", "--head", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--num-cpus=2", "--disable-usage-stats"]
+            "RAY_TMPDIR": str(folder),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_metrics_report_interval_ms": "1000",
+        }
+        start = ["ray", "start", "--head", "--num-cpus=2", "--disable-usage-stats"]
+        hosts = ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
         ports = [f"--port={self.port}", f"--dashboard-port={self.dashboard}", f"--metrics-export-port={self.metrics}"]
         ports += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]
         self.process = subprocess.Popen(
-            [*start, *ports, "--block"], env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            [*start, *hosts, *ports, "--block"],
+            env=self.env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         self.address = f"http://127.0.0.1:{self.dashboard}"
         deadline = time.monotonic() + 300
@@ -56,7 +68,9 @@ class Head:
 
     def get(self, path: str, method: str = "GET") -> object:
         """The dashboard's answer, or None while there is none."""
-        request = urllib.request.Request(f"{self.address}{path}", headers={"Authorization": f"Bearer {self.token}"}, method=method)
+        request = urllib.request.Request(
+            f"{self.address}{path}", headers={"Authorization": f"Bearer {self.token}"}, method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return json.load(answer)
@@ -65,8 +79,11 @@ class Head:
 
     def submit(self, *words: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
         """`ray job submit` as the README has it."""
-        command = ["ray", "job", "submit", "--address", self.address, "--working-dir", ".", *flags, "--", "python", "jobs/sweep.py", *words]
-        return subprocess.run(command, env=self.env, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
+        submit = ["ray", "job", "submit", "--address", self.address, "--working-dir", ".", *flags]
+        command = [*submit, "--", "python", "jobs/sweep.py", *words]
+        return subprocess.run(
+            command, env=self.env, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False
+        )
 
     def job(self, submission: str) -> dict[str, object]:
         found = self.get(f"/api/jobs/{submission}")
@@ -133,12 +150,21 @@ def series(name: str) -> str:
 
 
 def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(head: Head, tiny_store: Path, tmp_path: Path) -> None:
-    """One encoder classifier in a worker group and the sweep are left to build; the first job is stopped in the middle of the sweep."""
-    store = Path(shutil.copytree(tiny_store, tmp_path / "store", ignore=shutil.ignore_patterns("segmentation", "evaluation", "report", "*.txt")))
+    """The job has one encoder classifier, in a worker group, and the sweep left to build.
+
+    The test stops the first job in the middle of the sweep.
+    """
+    left_out = shutil.ignore_patterns("segmentation", "evaluation", "report", "*.txt")
+    store = Path(shutil.copytree(tiny_store, tmp_path / "store", ignore=left_out))
     for record in store.glob("classifier/*/record.json"):
         if json.loads(record.read_text())["config"]["architecture"] == "resnet18":
             shutil.rmtree(record.parent)
-    words = [str(TINY), f"store.root={store}", "compute.classifier={num_workers: 1, num_cpus: 1, num_gpus: 0, threads: 2}", "compute.state_seconds=0"]
+    words = [
+        str(TINY),
+        f"store.root={store}",
+        "compute.classifier={num_workers: 1, num_cpus: 1, num_gpus: 0, threads: 2}",
+        "compute.state_seconds=0",
+    ]
     scrapes = Scrapes(head.metrics)
 
     stopped = submission_of(head.submit(*words, flags=("--no-wait",)))
@@ -147,17 +173,18 @@ def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(head: Head, ti
     head.until(lambda: head.job(stopped)["status"] == "STOPPED", 90)
 
     def orphans() -> list[bytes]:
-        """The driver, and all that computes for it; Ray's own detached actors (statistics of Data and Train) stay with the cluster."""
+        """The driver, and all processes that compute for it.
+
+        Ray's own detached actors (statistics of Data and Train) stay with the cluster.
+        """
         found = [read(pid, "cmdline").strip(b"\0 ") for pid in head.processes()]
-        own = (
-            b"ray::_StatsActor",
-            b"ray::_AutoscalingCoordinatorActor",
-            b"ray::TrainStateActor",
-            b"ray::IDLE",
-            b"ray::DashboardAgent",
-            b"ray::RuntimeEnvAgent",
-        )
-        return [line for line in found if b"jobs/sweep.py" in line or (line.startswith(b"ray::") and not line.startswith(own))]
+        names = b"_StatsActor _AutoscalingCoordinatorActor TrainStateActor IDLE DashboardAgent RuntimeEnvAgent"
+        own = tuple(b"ray::" + name for name in names.split())
+        return [
+            line
+            for line in found
+            if b"jobs/sweep.py" in line or (line.startswith(b"ray::") and not line.startswith(own))
+        ]
 
     head.until(lambda: not orphans(), 90, orphans)
     assert not list(store.glob("evaluation/*/record.json"))
@@ -174,9 +201,12 @@ def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(head: Head, ti
     assert not [p for p in store.rglob("*") if p.is_file() and head.token.encode() in p.read_bytes()]
 
     lacking = {series(name) for name in METRICS} - scrapes.names
-    assert lacking == {series("rejects"), series("images")} - scrapes.names, "no image was passed through a stage or rejected here"
-    values = {name: {value for label, value in scrapes.labels if label == name} for name in ("stage", "state", "method", "p")}
-    assert values["stage"] <= {"classifier", "segmentation", "evaluation", "sweep"}
+    of_images = {series("rejects"), series("images")}
+    assert lacking == of_images - scrapes.names, "no image was passed through a stage or rejected here"
+    values = {
+        name: {value for label, value in scrapes.labels if label == name} for name in ("stage", "state", "method", "p")
+    }
+    assert {"segmentation", "sweep"} <= values["stage"] <= {"classifier", "segmentation", "evaluation", "sweep"}
     assert values["state"] == {"waiting", "running", "done", "failed"}
     assert (values["method"], values["p"]) == ({"gradcam"}, {"0.5"})
     events = {path.parent.name.rsplit(" ", 1)[0] for path in store.glob("tensorboard/*/events.out.tfevents.*")}
@@ -204,8 +234,8 @@ def test_a_jobs_exit_code_is_the_studys(head: Head, tmp_path: Path) -> None:
     for package in packages:
         uploaded = {path.name for path in package.iterdir()}
         assert {"jobs", "configs", "chexseg_ray"} <= uploaded
-        assert not uploaded & {"tests", "docs", ".git", ".venv", ".ci"}
-        assert {path.suffix for path in (package / "benchmarks").iterdir()} == {".yaml"}, "studies, which a job may name"
+        assert not uploaded & {"tests", "docs", "benchmarks", ".git", ".venv", ".ci"}
+        assert "evidence.yaml" in {path.name for path in (package / "configs").iterdir()}, "a study that a job may name"
 
 
 @pytest.mark.slow
@@ -227,14 +257,24 @@ def listening(pids: list[int], of: int) -> set[str]:
                 inodes.add(os.readlink(link))
             except OSError:
                 continue
-    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/{of}/net/{name}").read_text().splitlines()[1:]]
+    rows = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/{of}/net/{name}").read_text().splitlines()[1:]
+    ]
     return {row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes}
 
 
 def with_a_network_card() -> list[str]:
     """What runs a command where there is a network card beside the loopback, of a network that leads nowhere."""
-    setup = "ip link set lo up && ip link add c0 type veth peer name c1 && ip addr add 10.9.9.9/24 dev c0 && ip link set c0 up && ip link set c1 up"
-    command = ["unshare", "-n", "sh", "-c", f'{setup} && ip route add default via 10.9.9.1 && exec "$@"', "sh"]
+    steps = (
+        "ip link set lo up",
+        "ip link add c0 type veth peer name c1",
+        "ip addr add 10.9.9.9/24 dev c0",
+        "ip link set c0 up",
+        "ip link set c1 up",
+        "ip route add default via 10.9.9.1",
+        'exec "$@"',
+    )
+    command = ["unshare", "-n", "sh", "-c", " && ".join(steps), "sh"]
     try:
         works = subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0
     except FileNotFoundError:
@@ -249,7 +289,7 @@ def test_a_study_of_its_own_listens_on_loopback_alone(closed: bool, head: Head) 
 import os, sys, time
 if len(sys.argv) > 1:
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = sys.argv[1]
-from chexseg_ray.cluster import RaySession
+from chexseg_ray.cluster.session import RaySession
 RaySession(dashboard=True, num_cpus=1).start()
 import ray
 ray.get(ray.remote(lambda: 1).remote())
@@ -262,7 +302,9 @@ time.sleep(60)
     folder = tempfile.mkdtemp(prefix="cx")
     env = {k: v for k, v in head.env.items() if not k.startswith("RAY_")} | {"RAY_TMPDIR": folder, "HOME": folder}
     command = [*card, sys.executable, "-c", script, *([] if closed else ["1"])]
-    process = subprocess.Popen(command, env=env, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command, env=env, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert process.stdout is not None
     assert any(line == "ready\n" for line in process.stdout)
     found = listening(marked(f"RAY_TMPDIR={folder}"), process.pid)

@@ -1,4 +1,7 @@
-"""jobs/predict.py and jobs/export.py: one's own X-rays in, CheXlocalize's format out; a model that smp alone can load."""
+"""jobs/predict.py writes masks of a user's own X-rays in CheXlocalize's format.
+
+jobs/export.py writes a model that smp can load without this package.
+"""
 
 import csv
 import io
@@ -17,20 +20,20 @@ from pycocotools import mask as coco
 from report.fakes import commit, graph
 from studies import REPOSITORY, TINY, tiny
 
-from chexseg_ray.artifacts import Store
-from chexseg_ray.choice import choose
 from chexseg_ray.data.images import letterbox
 from chexseg_ray.data.normalisation import network_input
 from chexseg_ray.data.pathologies import PATHOLOGIES
+from chexseg_ray.engine.training_state import from_safetensors, to_safetensors
 from chexseg_ray.errors import InputError
-from chexseg_ray.export import open_export, run_export
-from chexseg_ray.models import load_model
-from chexseg_ray.predict import run_predict
+from chexseg_ray.predict.card import ExportedModel, export_record, open_model, read_model, write_model
+from chexseg_ray.predict.export import open_export, run_export
+from chexseg_ray.predict.files import PARTS
+from chexseg_ray.predict.listing import list_images
+from chexseg_ray.predict.model import load_model
+from chexseg_ray.predict.predict import run_predict
 from chexseg_ray.segmentation.network import build_network
-from chexseg_ray.stages.exported import ExportedModel, export_record, open_model, read_model, write_model
-from chexseg_ray.stages.files import PARTS
-from chexseg_ray.stages.training_state import from_safetensors, to_safetensors
-from chexseg_ray.xrays import list_images
+from chexseg_ray.store.store import Store
+from chexseg_ray.study.choice import choose
 
 pytestmark = pytest.mark.ray  # one of them starts it, others whole jobs
 
@@ -45,18 +48,36 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config, opened = tiny(root), Store.open(str(root))
     for point, evaluation in graph(config).points:
         torch.manual_seed(point.trial)
-        network = build_network("deeplabv3plus", "resnet18", 10, OPTIONS)
-        facts = {"architecture": "deeplabv3plus", "encoder": "resnet18", **OPTIONS, "pathologies": list(PATHOLOGIES), "size": 64}
-        weights = to_safetensors(dict(network.state_dict()), {"model": json.dumps(facts | {"normalisation": "chexpert"})})
-        chosen = {n: {"threshold": float(t), "iou": None, "source": "validation"} for n, t in zip(PATHOLOGIES, THRESHOLDS, strict=True)}
-        metrics = {"thresholds": chosen, "validation_miou": 0.1 + point.trial, "history": [], "best_update": 12, "weak_ids": 8, "expert_ids": 10}
+        network = build_network("deeplabv3plus", "resnet18", 10)
+        facts = {
+            "architecture": "deeplabv3plus",
+            "encoder": "resnet18",
+            **OPTIONS,
+            "pathologies": list(PATHOLOGIES),
+            "size": 64,
+        }
+        weights = to_safetensors(
+            dict(network.state_dict()), {"model": json.dumps(facts | {"normalisation": "chexpert"})}
+        )
+        chosen = {
+            n: {"threshold": float(t), "iou": None, "source": "validation"}
+            for n, t in zip(PATHOLOGIES, THRESHOLDS, strict=True)
+        }
+        metrics = {
+            "thresholds": chosen,
+            "validation_miou": 0.1 + point.trial,
+            "history": [],
+            "best_update": 12,
+            "weak_ids": 8,
+            "expert_ids": 10,
+        }
         commit(opened, evaluation.inputs["segmentation"], {"weights.safetensors": weights}, metrics)
     return root
 
 
 @pytest.fixture(scope="module")
 def x_rays(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of X-rays as people have them: JPEG, 16-bit PNG, one in CheXpert's layout, a text file and a damaged one."""
+    """A folder of X-rays as people have them: a JPEG, a 16-bit PNG, one in CheXpert's layout, and a text file."""
     folder, rng = tmp_path_factory.mktemp("x-rays"), np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (120, 90), dtype=np.uint8)).save(folder / "one.jpg")
     Image.fromarray(rng.integers(0, 65536, (75, 200), dtype=np.uint16)).save(folder / "two.png")
@@ -82,7 +103,10 @@ def the_best(store: Path) -> str:
 
 def read_predictions(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     raw = json.loads((folder / "predictions.json").read_text())
-    return {i: {n: coco.decode({"size": m["size"], "counts": m["counts"].encode()}).astype(bool) for n, m in own.items()} for i, own in raw.items()}
+    return {
+        i: {n: coco.decode({"size": m["size"], "counts": m["counts"].encode()}).astype(bool) for n, m in own.items()}
+        for i, own in raw.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +137,8 @@ def test_masks_areas_and_probabilities_are_the_networks(predicted: Path, store: 
     with torch.no_grad():
         scores = network(network_input(torch.tensor(pixels[None]), "chexpert")).sigmoid()[0]
     inner = scores[:, :, 8:56]  # 120 x 90 lies in 64 x 48
-    whole = torch.nn.functional.interpolate(inner[None], size=(120, 90), mode="bilinear", align_corners=False)[0].numpy()
+    whole = torch.nn.functional.interpolate(inner[None], size=(120, 90), mode="bilinear", align_corners=False)
+    whole = whole[0].numpy()
     masks = read_predictions(predicted)["one"]
     with (predicted / "areas.csv").open() as stream:
         areas = {row["pathology"]: row for row in csv.DictReader(stream) if row["cxr_id"] == "one"}
@@ -124,7 +149,9 @@ def test_masks_areas_and_probabilities_are_the_networks(predicted: Path, store: 
         assert float(areas[name]["probability"]) == pytest.approx(float(inner[k].max()), abs=1e-4)
 
 
-def test_a_study_a_record_and_an_exported_folder_name_the_same_model(predicted: Path, store: Path, x_rays: Path, tmp_path: Path) -> None:
+def test_a_study_a_record_and_an_exported_folder_name_the_same_model(
+    predicted: Path, store: Path, x_rays: Path, tmp_path: Path
+) -> None:
     exported = tmp_path / "exported"
     assert run_export(load_model(the_best(store)), open_export(str(exported))) == 0
     for i, name in enumerate((the_best(store), str(exported))):
@@ -171,7 +198,8 @@ def test_a_record_that_is_not_whole_is_named_in_a_line(change: str, store: Path,
         weights.write_bytes(data)
     else:
         (folder / "record.json").write_text(json.dumps(record | {change: {}}))
-    with pytest.raises(InputError, match="its bytes are not" if change == "weights" else "is no whole record of a segmentation network"):
+    message = "its bytes are not" if change == "weights" else "is no whole record of a segmentation network"
+    with pytest.raises(InputError, match=message):
         load_model(str(folder))
 
 
@@ -180,7 +208,8 @@ def test_a_model_that_is_none_is_named(tmp_path: Path, store: Path) -> None:
         load_model(str(tmp_path))
     point, evaluation = graph(tiny(store)).points[0]
     commit(Store.open(str(store)), evaluation, {}, {})
-    assert load_model(f"{store}/{evaluation.address}").card["record"] == evaluation.inputs["segmentation"].address, f"the network of {point.label}"
+    card = load_model(f"{store}/{evaluation.address}").card
+    assert card["record"] == evaluation.inputs["segmentation"].address, f"the network of {point.label}"
     with pytest.raises(InputError, match="is no record of a segmentation network"):
         load_model(f"{store}/segmentation/000000000000")
     with pytest.raises(InputError, match="has no trained model with a validation score"):
@@ -233,9 +262,9 @@ def test_weights_that_are_not_the_cards_are_refused(store: Path, tmp_path: Path)
 
 def test_one_x_ray_needs_neither_ray_nor_a_cluster(store: Path, x_rays: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; sys.argv = ['predict.py', *sys.argv[1:]]; sys.path.insert(0, 'jobs'); import predict\n"
-        "from chexseg_ray.command import run_tool\n"
-        "code = run_tool('', predict.run, 'predictions')\n"
+        "import sys\n"
+        "from chexseg_ray.predict.job import predict\n"
+        "code = predict()\n"
         "assert 'ray' not in sys.modules, 'imported'\n"
         "sys.exit(code)"
     )
@@ -245,9 +274,8 @@ def test_one_x_ray_needs_neither_ray_nor_a_cluster(store: Path, x_rays: Path, tm
     assert "not for clinical use" in done.stdout
     assert "trained on 10 expert masks, 8 pseudo masks (of unknown method), p = 0.5" in done.stdout
     assert "1 of 1 X-rays predicted" in done.stdout
-    bad = subprocess.run(
-        [*arguments[:3], "/nowhere", str(x_rays / "one.jpg")], cwd=REPOSITORY, capture_output=True, text=True, timeout=100, check=False
-    )
+    arguments = [*arguments[:3], "/nowhere", str(x_rays / "one.jpg")]
+    bad = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=100, check=False)
     assert bad.returncode == 2
     assert bad.stderr.startswith("error: /nowhere: has no model.json")
 
@@ -265,7 +293,7 @@ def test_many_files_go_through_ray_data_to_the_same_bytes(
     torch.set_num_threads(1)  # as an actor has
     assert predict(model, [str(tmp_path / "in")], str(tmp_path / "loop")) == 0
     torch.set_num_threads(threads)
-    monkeypatch.setattr("chexseg_ray.stages.files.MANY", 4)
+    monkeypatch.setattr("chexseg_ray.predict.files.MANY", 4)
     monkeypatch.setattr(Store, "delete", lambda *_: None)  # parts stay
     assert predict(model, [str(tmp_path / "in")], str(tmp_path / "ray")) == 0
     for name in ("predictions.json", "areas.csv", "overlays/x07.png"):
@@ -278,16 +306,20 @@ def test_many_files_go_through_ray_data_to_the_same_bytes(
     assert sum(after[path] == parts[path] for path in parts) == 2, "a run that was stopped goes on where it was"
 
 
-def test_the_readmes_lines_load_an_exported_model_with_smp_alone(store: Path, x_rays: Path, tmp_path: Path, predicted: Path) -> None:
-    text = (REPOSITORY / "README.md").read_text()
+def test_the_lines_in_the_docs_load_an_exported_model_with_smp_alone(
+    store: Path, x_rays: Path, tmp_path: Path, predicted: Path
+) -> None:
+    text = (REPOSITORY / "docs" / "predict.md").read_text()
     lines = re.search(r"```python\n(import json.*?)```", text, re.S)
     assert lines is not None
-    assert len([line for line in lines.group(1).splitlines() if line]) == 12
+    assert len([line for line in lines.group(1).splitlines() if line]) == 15
     assert "chexseg_ray" not in lines.group(1)
     run_export(load_model(the_best(store)), open_export(str(tmp_path / "exported")))
     Image.open(x_rays / "one.jpg").save(tmp_path / "xray.png")
     code = lines.group(1) + "np.savez('found.npz', inner=[np.asarray(own).max() for own in inner], masks=masks)\n"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
+    )
     assert done.returncode == 0, done.stderr
     with (predicted / "areas.csv").open() as stream:
         expected = [float(row["probability"]) for row in csv.DictReader(stream) if row["cxr_id"] == "one"]

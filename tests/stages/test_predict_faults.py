@@ -15,30 +15,45 @@ import pytest
 import torch
 from PIL import Image
 
-from chexseg_ray.artifacts import Store
-from chexseg_ray.command import run_tool
+from chexseg_ray.command import Parser, guarded
+from chexseg_ray.config.resources import ActorCompute
+from chexseg_ray.engine.training_state import to_safetensors
 from chexseg_ray.errors import InputError
-from chexseg_ray.export import open_export
-from chexseg_ray.output import open_output
-from chexseg_ray.predict import _write, open_predictions, run_predict
+from chexseg_ray.predict.card import FORMAT, ExportedModel, open_model, read_model, write_model
+from chexseg_ray.predict.export import open_export
+from chexseg_ray.predict.files import PARTS, FileActor, predict_files
+from chexseg_ray.predict.job import predict as predict_job
+from chexseg_ray.predict.listing import MADE, list_images
+from chexseg_ray.predict.output import open_output
+from chexseg_ray.predict.predict import _write, open_predictions, run_predict
 from chexseg_ray.segmentation.network import build_network
-from chexseg_ray.stages.execution import ActorResources
-from chexseg_ray.stages.exported import FORMAT, ExportedModel, open_model, read_model, write_model
-from chexseg_ray.stages.files import PARTS, FileActor, predict_files
-from chexseg_ray.stages.training_state import to_safetensors
-from chexseg_ray.xrays import MADE, list_images
+from chexseg_ray.store.store import Store
 
 NAMES = ["Edema", "=Opacity"]
 ATROUS = {"encoder_output_stride": 16, "decoder_atrous_rates": [12, 24, 36]}
 NETWORK = {"arch": "deeplabv3plus", "encoder_name": "resnet18", "encoder_weights": None, "classes": 2, **ATROUS}
-FACTS = {"expert_masks": 1, "pseudo_masks": 0, "pseudo_mask_method": None, "p": 1.0, "encoder_initialisation": "random", "data": "phantom"}
+FACTS = {
+    "expert_masks": 1,
+    "pseudo_masks": 0,
+    "pseudo_mask_method": None,
+    "p": 1.0,
+    "encoder_initialisation": "random",
+    "data": "phantom",
+}
 
 
 @pytest.fixture(scope="module")
 def model() -> ExportedModel:
     torch.manual_seed(0)
-    weights = to_safetensors(dict(build_network("deeplabv3plus", "resnet18", 2, {"output_stride": 16, "atrous_rates": [12, 24, 36]}).state_dict()))
-    card: dict[str, Any] = {"format": FORMAT, "smp": NETWORK, "pathologies": NAMES, "thresholds": [0.5, 0.5], "normalisation": "imagenet", "size": 32}
+    weights = to_safetensors(dict(build_network("deeplabv3plus", "resnet18", 2).state_dict()))
+    card: dict[str, Any] = {
+        "format": FORMAT,
+        "smp": NETWORK,
+        "pathologies": NAMES,
+        "thresholds": [0.5, 0.5],
+        "normalisation": "imagenet",
+        "size": 32,
+    }
     return ExportedModel(card | {"trained_on": FACTS, "record": "segmentation/0", "sha256": "0"}, weights)
 
 
@@ -85,7 +100,8 @@ def test_an_export_overwrites_an_export_alone(model: ExportedModel, tmp_path: Pa
         folder = tmp_path / f"{name} {content}"
         folder.mkdir()
         (folder / name).write_text(content)
-        with pytest.raises(InputError, match=re.escape(f"has {name}, which jobs/export.py did not write: name another folder")):
+        message = re.escape(f"has {name}, which jobs/export.py did not write: name another folder")
+        with pytest.raises(InputError, match=message):
             open_export(str(folder))
     with pytest.raises(InputError, match=r"has model\.json, which jobs/export\.py did not write"):
         open_export(f"{tmp_path}/predicted")
@@ -101,7 +117,9 @@ def test_an_out_that_holds_what_we_did_not_make_is_refused(name: str, model: Exp
     assert (tmp_path / "out" / name).read_text() == "mine"
 
 
-def test_an_out_that_cannot_be_a_folder_is_refused_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_out_that_cannot_be_a_folder_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("x")
     for opened in (open_output, open_predictions):
         for out in ("file", "file/below/it"):
@@ -115,36 +133,43 @@ def test_an_out_that_cannot_be_a_folder_is_refused_before_anything_is_read(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_overlays_of_a_run_that_was_killed_are_no_x_rays(model: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overlays_of_a_run_that_was_killed_are_no_x_rays(
+    model: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("a", "b"):
         draw(tmp_path / f"{name}.png")
     for first in (tmp_path / "1", f"file://{tmp_path}/2"):
         with monkeypatch.context() as patch:
-            patch.setattr("chexseg_ray.predict._write", lambda _, groups: next(groups) and sys.exit("killed"))
+            patch.setattr("chexseg_ray.predict.predict._write", lambda _, groups: next(groups) and sys.exit("killed"))
             with pytest.raises(SystemExit):
                 run_predict(model, list_images([str(tmp_path)]), str(first))
     assert len(list(tmp_path.glob("*/overlays/*.png"))) == 4
     assert [own.cxr_id for own in list_images([str(tmp_path)]).files] == ["a", "b"]
 
 
-def test_parts_are_of_the_same_files_models_and_overlays(model: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_are_of_the_same_files_models_and_overlays(
+    model: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Which groups a resumed run predicts; Ray's actors are called here, in this process."""
     for name in ("MANY", "BATCH"):
-        monkeypatch.setattr(f"chexseg_ray.stages.files.{name}", 2)
+        monkeypatch.setattr(f"chexseg_ray.predict.files.{name}", 2)
     ran: list[str] = []
 
-    def run_actors(_: str, what: str, items: list[dict[str, Any]], read: object, actor: type[FileActor], own: Any, *more: object) -> None:
+    def run_actors(
+        _: str, what: str, groups: list[dict[str, Any]], read: object, actor: type[FileActor], own: Any, *more: object
+    ) -> None:
         made = actor(*own)
-        ran.extend(json.loads(item["files"])[0][0] for item in items if made(item))
+        ran.extend(group["files"][0][0] for group in groups if made(group, []))
 
-    monkeypatch.setattr("chexseg_ray.stages.files.run_actors", run_actors)
+    monkeypatch.setattr("chexseg_ray.predict.files.run_actors", run_actors)
     for i in range(5):
         draw(tmp_path / "in" / f"x{i}.png", i)
     out = Store.open(str(tmp_path / "out"))
 
     def first_of_groups(of: ExportedModel = model) -> list[str]:
         ran.clear()
-        groups = list(predict_files(of, list_images([str(tmp_path / "in")]), out, ActorResources(1, 0, 1, 1), lambda: None))
+        images = list_images([str(tmp_path / "in")])
+        groups = list(predict_files(of, images, out, ActorCompute(max_actors=1), lambda: None))
         assert sum(len(group["entries"]) + len(group["rejects"]) for group in groups) == 5
         return ran[:]
 
@@ -173,7 +198,8 @@ def test_hostile_names_are_harmless_in_csv_files_and_on_a_terminal(
         Path(name).write_bytes(b"no image")
     assert predict(model, Path("out"), *good, *bad) == 3
     areas, rejects = rows(Path("out/areas.csv")), rows(Path("out/rejects.csv"))
-    assert len(json.loads(Path("out/predictions.json").read_text())) == len(list(Path("out/overlays").glob("*.png"))) == len(good)
+    predictions = json.loads(Path("out/predictions.json").read_text())
+    assert len(predictions) == len(list(Path("out/overlays").glob("*.png"))) == len(good)
     cells = [cell for row in areas + rejects for cell in row.values()]
     assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
     assert {row["pathology"] for row in areas} == {"Edema", "'=Opacity"}
@@ -187,7 +213,9 @@ def test_hostile_names_are_harmless_in_csv_files_and_on_a_terminal(
     assert "\x1b" not in said
 
 
-def test_many_rejects_are_counted_and_ten_of_them_are_said(model: ExportedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_rejects_are_counted_and_ten_of_them_are_said(
+    model: ExportedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     draw(tmp_path / "in" / "x.png")
     for i in range(25):
         (tmp_path / "in" / f"bad{i}.png").write_bytes(b"")
@@ -199,7 +227,10 @@ def test_many_rejects_are_counted_and_ten_of_them_are_said(model: ExportedModel,
 
 
 def test_memory_does_not_grow_with_the_number_of_x_rays(tmp_path: Path) -> None:
-    groups = ({"entries": {f"x{i}": {"Edema": {"counts": str(i % 10) * 40_000}}}, "areas": [], "rejects": []} for i in range(800))
+    groups = (
+        {"entries": {f"x{i}": {"Edema": {"counts": str(i % 10) * 40_000}}}, "areas": [], "rejects": []}
+        for i in range(800)
+    )
     tracemalloc.start()
     done = _write(Store.open(str(tmp_path)), groups)
     peak = tracemalloc.get_traced_memory()[1]
@@ -218,22 +249,26 @@ def test_an_overlay_of_what_is_rejected_now_goes(model: ExportedModel, tmp_path:
 
 
 def test_a_command_lines_words_and_a_poor_terminal_end_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def work(name: str, *_: object) -> int:
-        print("Ж")
-        return len(list_images([name]).files)
-
     def run(*arguments: str) -> tuple[int, str]:
         out, err = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
+
+        def work(_: object) -> int:
+            print("Ж")
+            return predict_job(arguments)
+
         with monkeypatch.context() as patch:
-            for name, value in (("argv", ["predict.py", *arguments]), ("stdout", out), ("stderr", err)):
+            for name, value in (("stdout", out), ("stderr", err)):
                 patch.setattr(sys, name, value)
-            code = run_tool("", work, "out")
+            code = guarded(Parser(""), work, [])
         out.flush()
         return code, out.buffer.getvalue().decode() + err.buffer.getvalue().decode()  # type: ignore[attr-defined]
 
-    assert run("model", "") == (2, "error: one of the words is empty: write . for the current folder\n")
-    code, said = run("no\nsuch\x1bЯ.png")
-    assert (code, said) == (2, "\\u0416\nerror: no\\nsuch\\x1b\\u042f.png: is no file and no folder: name X-rays, a folder of them or a CSV file\n")
+    empty = "error: one of the names is empty: write . for the current folder\n"
+    assert run("model", "") == (2, f"\\u0416\n{empty}")
+    unknown = (
+        "error: no\\nsuch\\x1b\\u042f.png: is no file and no folder: name X-rays, a folder of them or a CSV file\n"
+    )
+    assert run("model", "no\nsuch\x1bЯ.png") == (2, f"\\u0416\n{unknown}")
 
 
 @pytest.mark.parametrize(
@@ -257,7 +292,11 @@ def test_a_card_made_by_hand_is_refused_in_a_line(change: dict[str, Any], model:
         read_model(str(tmp_path))
 
 
-@pytest.mark.parametrize("change", [{"size": 33}, {"smp": NETWORK | {"arch": "nosuch"}}, {"smp": NETWORK | {"decoder_atrous_rates": 3}}])
-def test_a_card_whose_network_takes_no_such_image_is_refused_in_a_line(change: dict[str, Any], model: ExportedModel) -> None:
+@pytest.mark.parametrize(
+    "change", [{"size": 33}, {"smp": NETWORK | {"arch": "nosuch"}}, {"smp": NETWORK | {"decoder_atrous_rates": 3}}]
+)
+def test_a_card_whose_network_takes_no_such_image_is_refused_in_a_line(
+    change: dict[str, Any], model: ExportedModel
+) -> None:
     with pytest.raises(InputError, match="do not go together"):
         open_model(ExportedModel(model.card | change, model.weights))

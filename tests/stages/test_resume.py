@@ -11,26 +11,36 @@ from pathlib import Path
 import pytest
 from studies import IRNET, TINY, tiny
 
-from chexseg_ray.artifacts import Step, Store
-from chexseg_ray.build import build, load_study, make_execution
+from chexseg_ray.engine.execution import make_execution
+from chexseg_ray.store.step import Step
+from chexseg_ray.store.store import Store
+from chexseg_ray.study.sources import load_study
+from chexseg_ray.sweep.build import build
 
 pytestmark = pytest.mark.ray
 
 BUILD = """
 import sys
-from chexseg_ray.artifacts import Store
-from chexseg_ray.build import build, load_study, make_execution
-from chexseg_ray.config import load_config
+from chexseg_ray.config.parse import load_config
+from chexseg_ray.engine.execution import make_execution
+from chexseg_ray.store.store import Store
+from chexseg_ray.study.sources import load_study
+from chexseg_ray.sweep.build import build
 config = load_config(sys.argv[1], [f"store.root={sys.argv[2]}", "compute.state_seconds=0", *sys.argv[4:]])
 store = Store.open(config.store.root)
 study, source = load_study(config)
 step = next(s for s in study.steps() if s.address == sys.argv[3])
-build(step, store, make_execution(config, source, lambda: None, store))
+build(step, store, make_execution(config, source, lambda: None))
 """
 
 
 MOCO = "sweep.init=[random, chexpert, moco]"
-ONE_THREAD = [IRNET, MOCO, "moco.num_updates=9", *(f"compute.{stage}.threads=1" for stage in ("classifier", "moco", "irnet"))]
+ONE_THREAD = [
+    IRNET,
+    MOCO,
+    "moco.num_updates=9",
+    *(f"compute.{stage}.threads=1" for stage in ("classifier", "moco", "irnet")),
+]
 
 
 def find_step(store: Path, name: str, architecture: str | None) -> Step:
@@ -46,7 +56,12 @@ def weights_of(store: Path, step: Step) -> tuple[str, list[dict[str, float]]]:
 
 @pytest.mark.parametrize(
     ("name", "architecture"),
-    [*(pytest.param(*own, marks=pytest.mark.slow) for own in (("classifier", "resnet18"), ("moco", None), ("irnet", None))), ("segmentation", None)],
+    [
+        pytest.param("classifier", "resnet18", marks=pytest.mark.slow),
+        pytest.param("moco", None, marks=pytest.mark.slow),
+        pytest.param("irnet", None, marks=pytest.mark.slow),
+        ("segmentation", None),
+    ],
 )
 def test_a_killed_training_ends_byte_equal_to_an_undisturbed_one(
     name: str, architecture: str | None, irnet_copy: Path, tmp_path: Path, private_home: dict[str, str]
@@ -57,7 +72,7 @@ def test_a_killed_training_ends_byte_equal_to_an_undisturbed_one(
     config = tiny(undisturbed, *ONE_THREAD)
     store = Store.open(str(undisturbed))
     _, source = load_study(config)
-    build(step, store, make_execution(config, source, lambda: None, store))
+    build(step, store, make_execution(config, source, lambda: None))
 
     arguments = [sys.executable, "-c", BUILD, str(TINY), str(irnet_copy), step.address, *ONE_THREAD]
     process = subprocess.Popen(arguments, env=private_home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -72,7 +87,8 @@ def test_a_killed_training_ends_byte_equal_to_an_undisturbed_one(
     process.communicate()
     assert Store.open(str(irnet_copy)).find(step) is None
     newest = sorted(p.name for p in states.iterdir() if not p.name.endswith(".tmp"))[-1]
-    (states / f"{int(newest[:9]) + 1:09d}-{newest[10:]}").write_bytes(b"half a state")  # as a kill in the middle of writing
+    # A kill in the middle of writing leaves such a file.
+    (states / f"{int(newest[:9]) + 1:09d}-{newest[10:]}").write_bytes(b"half a state")
     subprocess.run(arguments, env=private_home, check=True, timeout=200, stdout=subprocess.DEVNULL)
     assert weights_of(irnet_copy, step) == weights_of(undisturbed, step)
     assert not states.exists(), "a built step keeps no state"
@@ -83,10 +99,11 @@ def test_a_worker_group_of_one_gives_the_bytes_of_local_mode(store_copy: Path, p
     hashes = []
     for workers in (0, 1):
         shutil.rmtree(store_copy / step.address)
-        config = tiny(store_copy, *ONE_THREAD, f"compute.classifier={{num_workers: {workers}, num_cpus: 1, num_gpus: 0, threads: 1}}")
+        resources = f"compute.classifier={{num_workers: {workers}, num_cpus: 1, num_gpus: 0, threads: 1}}"
+        config = tiny(store_copy, *ONE_THREAD, resources)
         store = Store.open(str(store_copy))
         _, source = load_study(config)
-        record = build(step, store, make_execution(config, source, private_ray, store))
+        record = build(step, store, make_execution(config, source, private_ray))
         assert record.run["threads"] == 1
         hashes.append(weights_of(store_copy, step))
     assert hashes[0] == hashes[1]

@@ -1,0 +1,31 @@
+"""The sources of pseudo masks that a sweep can compare: a method is one row."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Method:
+    """Where the pseudo masks of weak images come from.
+
+    Args:
+        title: the method's name in tables and figures.
+        maps: the kind of step whose maps become masks, with thresholds and gates that all methods share.
+        encoders: config fields that name encoder weights for these maps, besides the classifier's.
+    """
+
+    title: str
+    maps: str
+    encoders: tuple[str, ...] = ()
+
+
+METHODS = {
+    "gradcam": Method("CAM", maps="cams"),
+    "irnet": Method("IRNet", maps="propagation", encoders=("irnet.encoder",)),
+}
+
+
+def method_title(name: str | None) -> str:
+    """Return a method's name in tables and figures; for None (p = 1, no pseudo masks) it is `expert`."""
+    if name is None:
+        return "expert"
+    return METHODS[name].title if name in METHODS else name

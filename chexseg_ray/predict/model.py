@@ -1,0 +1,80 @@
+"""The trained network that a command line names."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from chexseg_ray.config.parse import load_config
+from chexseg_ray.errors import InputError
+from chexseg_ray.predict.card import NOTICE, ExportedModel, export_record, read_model
+from chexseg_ray.progress import say
+from chexseg_ray.store.store import Store
+from chexseg_ray.study.choice import choose
+from chexseg_ray.study.sources import load_study
+
+
+def load_model(name: str, overrides: Sequence[str] = ()) -> ExportedModel:
+    """Load the model that a command line names.
+
+    Args:
+        name: a study's YAML file, which stands for the study's best model by validation; the folder of a segmentation
+            or evaluation record in a store; or a folder that jobs/export.py wrote.
+        overrides: `section.field=value` for a study.
+
+    Raises:
+        InputError: the name is none of these, the model is damaged, or the study has no model yet.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return _best_of_study(name, overrides)
+    if overrides:
+        raise InputError(f"{overrides[0]}: {name} is a trained model: overrides go with a study's YAML file")
+    plain, _, options = name.partition("?") if "://" in name else (str(Path(name).expanduser().absolute()), "", "")
+    root, stage, address = plain.rstrip("/").rsplit("/", 2) if plain.count("/") > 1 else ("", "", "")
+    if stage in ("segmentation", "evaluation"):
+        store = Store.open(f"{root}?{options}" if options else root, "MODEL")
+        record = store.find_address(f"{stage}/{address}")
+        if record is not None and stage == "evaluation":
+            record = store.find_address(f"segmentation/{record.inputs.get('segmentation', '-')}")
+        if record is not None:
+            return export_record(store, record, None)
+        if stage == "segmentation":
+            remedy = "name the folder segmentation/... of a store that holds record.json"
+            raise InputError(f"{name}: is no record of a segmentation network: {remedy}")
+    return read_model(name)
+
+
+def _best_of_study(name: str, overrides: Sequence[str]) -> ExportedModel:
+    """The best model of a study by validation; prints which one it is."""
+    config = load_config(name, overrides)
+    store = Store.open(config.store.root)
+    study, _ = load_study(config)
+    chosen = choose(study, store.find_all(step.inputs["segmentation"] for _, step in study.points))
+    if not chosen:
+        rule = f"store.root={store.root} has no trained model with a validation score"
+        raise InputError(f"{name}: {rule}: run the study, or name a record")
+    best = next(iter(chosen.values()))
+    score = f"validation mIoU {best.score:.3f} over {best.trials} trials"
+    say(f"best of the study by validation: {best.point.label}, {score}")
+    return export_record(store, best.segmentation, config.data.licence)
+
+
+def describe(card: Mapping[str, Any]) -> list[str]:
+    """Describe a model for people: what it was trained on, and that it is not for clinical use.
+
+    Args:
+        card: as in ExportedModel.
+
+    Returns:
+        Two lines.
+    """
+    facts = card["trained_on"]
+    masks = f"{facts['expert_masks']} expert masks"
+    if facts["pseudo_masks"]:
+        masks += f", {facts['pseudo_masks']} pseudo masks ({facts['pseudo_mask_method'] or 'of unknown method'})"
+    masks += f", p = {facts['p']:g}"
+    data = facts["data"]
+    if not isinstance(data, str):
+        data = ", ".join(f"{name} {sha256[:12]}" for name, sha256 in sorted(data.items()))
+    licence = f"; licence: {facts['licence']}" if facts.get("licence") else ""
+    encoder = f"encoder from {facts['encoder_initialisation']}"
+    return [f"model: {card['record']}, trained on {masks}, {encoder}; data: {data}{licence}", NOTICE]

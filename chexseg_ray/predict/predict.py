@@ -1,0 +1,194 @@
+"""Use a trained network on X-rays of your own: what jobs/predict.py does."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from tempfile import TemporaryFile
+from typing import IO, Any
+
+from chexseg_ray.cluster.nodes import nodes
+from chexseg_ray.cluster.session import RaySession, cpus_here, on_cluster
+from chexseg_ray.config.resources import ActorCompute
+from chexseg_ray.errors import InputError
+from chexseg_ray.predict.card import CARD, ExportedModel
+from chexseg_ray.predict.listing import MADE, XRays
+from chexseg_ray.predict.model import describe
+from chexseg_ray.predict.output import open_output
+from chexseg_ray.progress import one_line, say
+from chexseg_ray.store.filesystem import storage
+from chexseg_ray.store.store import Store
+
+_ENTRIES, _AREAS, _REJECTS = "predictions.json", "areas.csv", "rejects.csv"
+_MARK = f"overlays/{MADE}"
+_OUTPUT = (_ENTRIES, _AREAS, _REJECTS, "overlays", CARD)
+_MAX_PRINTED = 10  # rejects that are printed one by one
+_MAX_SUMMARISED = 5  # X-rays, up to which the masks that were found are printed
+_REJECT_COLUMNS = ("cxr_id", "file", "reason")
+_AREA_COLUMNS = ("cxr_id", "file", "height", "width", "pathology", "probability", "threshold", "pixels", "share")
+
+
+def open_predictions(out: str) -> Store:
+    """Open the folder or URI that predictions go to; creates nothing.
+
+    Args:
+        out: the folder or URI.
+
+    Raises:
+        InputError: it cannot be a folder, or it contains a file of another origin that would be overwritten.
+    """
+    return open_output(out, _OUTPUT, _MARK)
+
+
+def run_predict(model: ExportedModel, x_rays: XRays, out: str) -> int:
+    """Predict X-rays and write predictions.json, areas.csv, overlays/, rejects.csv and the model's card.
+
+    Many files are predicted in groups. Each group's result is kept in a file of its own until all are done, so that the
+    same command continues where it stopped.
+
+    Args:
+        model: card and weights.
+        x_rays: the files, from list_images.
+        out: a folder or URI.
+
+    Returns:
+        Exit code: 0 done, 3 some files are no usable X-rays.
+
+    Raises:
+        InputError: no file is a usable X-ray, or `out`, the model or the cluster cannot be used.
+    """
+    from chexseg_ray.predict.files import MANY, drop_parts, predict_files
+
+    store, number = open_predictions(out), len(x_rays.files)
+    store.put(
+        _MARK,
+        b"Drawn by jobs/predict.py, which passes them over as X-rays, "
+        b"and which deletes here what a later run does not draw.\n",
+    )
+    for line in describe(model.card):
+        say(line)
+    session = RaySession(dashboard=False, num_cpus=cpus_here())
+    try:
+        resources = _resources(session, x_rays, store, out) if number >= MANY else ActorCompute(max_actors=1)
+        groups = predict_files(model, x_rays, store, resources, session.start)
+    finally:
+        session.stop()
+    num_done, num_rejected = _write(store, groups)
+    store.put(CARD, (json.dumps(model.card, indent=1) + "\n").encode())
+    drop_parts(store)
+    drawn = {f"{x_ray.cxr_id}.png" for x_ray in x_rays.files}
+    for name in {*store.names("overlays")} - drawn - {MADE}:
+        store.delete(f"overlays/{name}")  # of an earlier run, perhaps of another model
+    if num_rejected == number:
+        rule = f"no X-rays that can be read (PNG, JPEG or DICOM; {store.shown(_REJECTS)})"
+        raise InputError(f"{number} of {number} files are {rule}: name others")
+    say(f"{num_done} of {number} X-rays predicted: {store.shown(_ENTRIES)}, {_AREAS}, overlays/")
+    return 3 if num_rejected else 0
+
+
+def _write(store: Store, groups: Iterator[Mapping[str, Any]]) -> tuple[int, int]:
+    """Put the groups' results together and then print a summary.
+
+    Files are put together on disk (60 kB per X-ray), so that memory does not grow with their number.
+
+    Args:
+        store: gets the files.
+        groups: as predict_files yields them.
+
+    Returns:
+        How many X-rays were predicted, and how many rejected.
+    """
+    num_done = num_rejected = 0
+    lines, summaries = list[str](), list[str]()
+    folder = store.path("") if store.is_local else None
+    with ExitStack() as stack:
+        with storage("written", store.path("")):
+            files = {name: stack.enter_context(TemporaryFile(dir=folder)) for name in (_REJECTS, _AREAS, _ENTRIES)}
+            reject_rows = _csv_writer(files[_REJECTS], _REJECT_COLUMNS)
+            area_rows = _csv_writer(files[_AREAS], _AREA_COLUMNS)
+        for group in groups:
+            areas, rejects = group["areas"], group["rejects"]
+            with storage("written", store.path("")):
+                for cxr_id, entry in group["entries"].items():
+                    text = f"{',' if num_done else '{'}{json.dumps(cxr_id)}:{json.dumps(entry, separators=(',', ':'))}"
+                    files[_ENTRIES].write(text.encode())
+                    num_done += 1
+                area_rows.writerows(map(_safe_row, areas))
+                reject_rows.writerows(map(_safe_row, rejects))
+            printed = rejects[: max(0, _MAX_PRINTED - num_rejected)]
+            lines += [f"rejected: {row['file']}: {row['reason']}" for row in printed]
+            num_rejected += len(rejects)
+            if num_done <= _MAX_SUMMARISED:
+                summaries += _summary(areas)
+        files[_ENTRIES].write(b"}" if num_done else b"{}")
+        for name, stream in files.items():
+            stream.seek(0)
+            store.put_stream(name, stream)
+    if num_done <= _MAX_SUMMARISED:
+        lines += summaries
+    for line in lines:
+        say(one_line(line))
+    if num_rejected > _MAX_PRINTED:
+        say(f"rejected: {num_rejected - _MAX_PRINTED} more, in {store.shown(_REJECTS)}")
+    return num_done, num_rejected
+
+
+def _csv_writer(stream: IO[bytes], columns: Sequence[str]) -> "csv.DictWriter[str]":
+    """A writer of UTF-8 rows, below the header that it writes at once."""
+    text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    return writer
+
+
+def _safe_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose texts are UTF-8, and which a spreadsheet does not read as formulas."""
+    return {name: _safe_text(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _safe_text(text: str) -> str:
+    quote = "'" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else ""
+    return quote + text.encode(errors="backslashreplace").decode()
+
+
+def _resources(session: RaySession, x_rays: XRays, store: Store, out: str) -> ActorCompute:
+    """What the actors that predict many files ask for: one per GPU, or where there is none one per CPU.
+
+    Args:
+        session: started here on a cluster, to count its CPUs and GPUs.
+        x_rays: the files.
+        store: gets the output.
+        out: the store's folder or URI, as the user wrote it.
+
+    Raises:
+        InputError: an X-ray or the output lies in a folder of this machine, and the cluster has several nodes.
+    """
+    if not on_cluster():
+        return ActorCompute(num_cpus=1, num_gpus=0, min_actors=1, max_actors=cpus_here())
+    session.start()
+    present = nodes()
+    cpus, gpus = (sum(node.get(kind, 0.0) for node in present) for kind in ("CPU", "GPU"))
+    if len(present) > 1 or not cpus:  # a head without CPUs will get more nodes
+        local_out = out if store.is_local and "://" not in out else None
+        for what, name in (("--out", local_out), ("IMAGE", x_rays.only_here)):
+            if name is not None:
+                rule = "is only on this machine, and the cluster has several nodes"
+                remedy = f"name a URI (s3://...), or file://{os.path.abspath(name)} if every node has it"
+                raise InputError(f"{what} {name}: {rule}: {remedy}")
+    return ActorCompute(
+        num_cpus=0.5 if gpus else 1, num_gpus=1 if gpus else 0, min_actors=1, max_actors=max(1, int(gpus or cpus))
+    )
+
+
+def _summary(areas: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line per X-ray with the masks that were found in it."""
+    lines = []
+    for cxr_id in dict.fromkeys(row["cxr_id"] for row in areas):
+        found = []
+        for row in areas:
+            if row["cxr_id"] == cxr_id and row["pixels"]:
+                found.append(f"{row['pathology']} {row['share']:.1%} (p {row['probability']:.2f})")
+        lines.append(f"  {cxr_id}: {', '.join(found) or 'no mask above its threshold'}")
+    return lines

@@ -1,0 +1,135 @@
+"""The files that a study reads: CSV and JSON files below data.root, files of encoder weights, and their hashes."""
+
+import hashlib
+
+import pyarrow.fs as pafs
+
+from chexseg_ray.config.methods import METHODS
+from chexseg_ray.config.schema import StudyConfig
+from chexseg_ray.config.upstream import IRNET_ENCODER, NAMED_INITS
+from chexseg_ray.errors import InputError
+from chexseg_ray.store.filesystem import Source, open_filesystem, storage
+from chexseg_ray.study.graph import Study, study_graph
+from chexseg_ray.study.points import sweep_points
+
+SOURCE_FIELDS = ("weak_csv", "expert_csv", "expert_masks", "test_csv", "test_masks", "benchmark_masks")
+
+
+def open_source(config: StudyConfig) -> Source | None:
+    """Open the data root of the config.
+
+    Returns:
+        The root; None for phantoms.
+
+    Raises:
+        InputError: the root is not a folder.
+    """
+    if config.data.root is None:
+        return None
+    filesystem, base = open_filesystem(config.data.root, "data.root")
+    with storage("read", config.data.root):
+        is_folder = filesystem.get_file_info(base).type == pafs.FileType.Directory
+    if not is_folder:
+        raise InputError(
+            f"data.root={config.data.root}: is no folder: name the folder that the CSV and mask files lie in"
+        )
+    return Source(filesystem, base)
+
+
+def source_files(config: StudyConfig) -> dict[str, str | None]:
+    """Return the paths of the CSV and JSON sources below the data root, by field of `data`; None where unset."""
+    return {field: getattr(config.data, field) for field in SOURCE_FIELDS}
+
+
+def source_hashes(config: StudyConfig, source: Source | None) -> dict[str, str]:
+    """Return the sha256 of each CSV and JSON source by field of `data`; empty for phantoms.
+
+    Raises:
+        InputError: a file is not there; names the field.
+    """
+    hashes: dict[str, str] = {}
+    if source is None:
+        return hashes
+    for field, name in source_files(config).items():
+        if name is None:
+            continue
+        try:
+            hashes[field] = hashlib.sha256(source.read(name)).hexdigest()
+        except FileNotFoundError:
+            rule = f"is no file below data.root={config.data.root}"
+            raise InputError(f"data.{field}={name}: {rule}: correct the name") from None
+    return hashes
+
+
+def encoder_files(config: StudyConfig) -> dict[str, str]:
+    """Return the files of encoder weights that the study reads, as {path or URI: the field that names it}."""
+    points = sweep_points(config)
+    inits = {("sweep.init", point.init, point.encoder) for point in points}
+    encoders = {point.encoder for point in points}
+    for init, section in (("chexpert", "encoder_classifier"), ("moco", "moco")):
+        if any(point.init == init for point in points):
+            inits |= {(f"{section}.init", getattr(config, section).init, encoder) for encoder in encoders}
+    if any(point.p < 1 for point in points):
+        inits.add(("classifier.init", config.classifier.init, config.classifier.architecture))
+    if any(point.method and "irnet.encoder" in METHODS[point.method].encoders for point in points):
+        inits.add(("irnet.encoder", config.irnet.encoder, IRNET_ENCODER))
+    files = {}
+    for field, init, architecture in sorted(inits):
+        if init == "imagenet" and architecture in config.pretraining.imagenet_files:
+            files[config.pretraining.imagenet_files[architecture]] = f"pretraining.imagenet_files.{architecture}"
+        elif init not in NAMED_INITS:
+            files[init] = field
+    return files
+
+
+def hash_encoder_files(config: StudyConfig) -> dict[str, str]:
+    """Return the sha256 of each of encoder_files(config), by path.
+
+    Raises:
+        InputError: a file cannot be read; names the field.
+    """
+    hashes = {}
+    for path, field in encoder_files(config).items():
+        filesystem, where = open_filesystem(path, field)
+        try:
+            with storage("read", path), filesystem.open_input_file(where) as stream:
+                hashes[path] = hashlib.sha256(stream.read()).hexdigest()
+        except (FileNotFoundError, IsADirectoryError):
+            names = "random or imagenet" if field != "sweep.init" else "random, imagenet, moco or chexpert"
+            rule = "is no file that can be read"
+            raise InputError(f"{field}={path}: {rule}: name {names}, or a file of encoder weights") from None
+    return hashes
+
+
+def load_study(config: StudyConfig) -> tuple[Study, Source | None]:
+    """Return the graph of a config, and its data root (None for phantoms); reads and hashes the sources.
+
+    Raises:
+        InputError: a source or a file of weights cannot be read.
+    """
+    source = open_source(config)
+    return study_graph(config, source_hashes(config, source), hash_encoder_files(config)), source
+
+
+def load_plan(config: StudyConfig) -> tuple[Study, Source | None, list[str]]:
+    """Return the graph of a config for its plan; data and files of weights may be missing on this machine.
+
+    A missing file has unknown content, so nothing that is made from it counts as built.
+
+    Returns:
+        The graph; the data root, or None if it or a source is missing; and one sentence for each thing that is missing.
+    """
+    absent, source = [], None
+    try:
+        opened = open_source(config)
+        sources = source_hashes(config, opened)
+        source = opened
+    except InputError as error:
+        absent.append(str(error))
+        sources = {field: f"absent {getattr(config.data, field)}" for field in SOURCE_FIELDS if config.data.root}
+    try:
+        files = hash_encoder_files(config)
+    except InputError as error:
+        absent.append(str(error))
+        files = {path: f"absent {path}" for path in encoder_files(config)}
+    return study_graph(config, sources, files), source, absent

@@ -1,0 +1,62 @@
+"""A store that an earlier version made is used as it is."""
+
+import csv
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from chexseg_ray.config.parse import load_config
+from chexseg_ray.plan.plan import known_sizes, plan
+from chexseg_ray.report.explain import explanation, find_records
+from chexseg_ray.report.page import write_report
+from chexseg_ray.store.store import Store
+from chexseg_ray.study.sources import load_study
+
+FROZEN = Path(__file__).resolve().parents[1] / "frozen"
+OVERRIDES = [
+    "sweep.method=[gradcam, irnet]",
+    "sweep.init=[random, moco, chexpert]",
+    "sweep.p=[0.5, 1.0]",
+    "sweep.trials=1",
+]
+
+
+@pytest.fixture(scope="module")
+def old_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("old")
+    with tarfile.open(FROZEN / "store.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_store_of_commit_01ca184_has_every_step_and_gives_the_same_results(old_store: Path) -> None:
+    before = (old_store / "report" / "tiny" / "results.csv").read_bytes()
+    config = load_config(FROZEN / "tiny.yaml", [f"store.root={old_store}", *OVERRIDES])
+    study, _ = load_study(config)
+    store = Store.open(str(old_store))
+    planned = plan(study, store, config, known_sizes(study, store, config))
+    assert len(planned) == 36
+    assert all(item.built for item in planned)
+    write_report(config, study, store)
+    assert (old_store / "report" / "tiny" / "results.csv").read_bytes() == before
+
+
+def test_a_row_of_its_results_is_explained_down_to_the_phantom(old_store: Path) -> None:
+    text = (old_store / "report" / "tiny" / "results.csv").read_text()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    line, row = next((i, row) for i, row in enumerate(rows, start=2) if row["method"] == "irnet" and row["record"])
+    asked = find_records(f"{old_store}/report/tiny/results.csv:{line}", None)
+    lines = list(explanation(asked))
+    assert lines[0].startswith(
+        f"{row['aggregation']} IoU of {row['pathology']}: {row['iou']} (method irnet, init random"
+    )
+    assert lines[1].startswith(f"{row['record']}  version ")
+    text = "\n".join(lines)
+    for kind in ("segmentation", "pseudo_masks", "propagation", "irnet", "cams", "classifier", "images", "manifest"):
+        assert f": {kind}/" in text, kind
+    assert text.count(": phantom/") - text.count("(see above)") < text.count(": phantom/"), "a record is shown once"
+    assert "p 0.5" in text
+    assert "(its record is not in the store)" not in text
