@@ -115,7 +115,8 @@ def fabricate(step: Step, store: Store, counts: pa.Table) -> None:
 
 def show(study: Study, store: Store, config: StudyConfig) -> None:
     """Print the plan."""
-    for line in plan_lines(plan(study, store, config, known_sizes(study, store, config)), study, store, config):
+    sizes = known_sizes(study, store, config)
+    for line in plan_lines(plan(study, store, config, sizes), study, store, config, sizes):
         print(line)
 
 

@@ -1,4 +1,4 @@
-"""The command line of the jobs: flags, a config by its file or name, `section.field=value` overrides.
+"""The command line of all jobs: flags, a config by its file or name, and `section.field=value` overrides.
 
 An error that the user can act on becomes one line and an exit code.
 """
@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -31,18 +32,18 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises InputError, takes no shortened flags, and knows --version."""
 
     def __init__(self, description: str, epilog: str = "") -> None:
-        """The description's first line says what the job does; the epilog stands below the flags."""
+        """Make a parser; `description` and `epilog` are printed by --help above and below the flags."""
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(description=description, epilog=epilog, formatter_class=formatter, allow_abbrev=False)
         self.add_argument("--version", action="version", version=f"chexseg_ray {package_version()}")
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print with the usage."""
+        """Raise InputError with the message that argparse would print with the usage."""
         raise InputError(f"{message}; see --help")
 
 
 def package_version() -> str:
-    """The installed version; `unknown` where the package runs from a folder without being installed."""
+    """Return the installed version, or `unknown` if the package runs from a folder without being installed."""
     try:
         return version("chexseg_ray")
     except PackageNotFoundError:
@@ -54,9 +55,9 @@ class Asked:
     """What a command line asks for.
 
     Args:
-        config: the parsed study.
-        flags: of the job's parser.
-        text: the config file and the overrides, as they were written.
+        config: the study's config.
+        flags: the job's parsed flags.
+        text: config file and overrides as they were written.
     """
 
     config: StudyConfig
@@ -65,7 +66,7 @@ class Asked:
 
 
 def study_parser(description: str) -> Parser:
-    """The parser of a job that works on a study: CONFIG, overrides, --schema."""
+    """Return the parser of a job that works on a study, with CONFIG, overrides and --schema."""
     parser = Parser(description, _sections())
     known = f"the name of a config that comes with the package ({', '.join(config_names())}; default: {DEFAULT_CONFIG})"
     names = f"a YAML file, or {known}; and overrides. A file whose name begins with - stands after --."
@@ -79,12 +80,12 @@ def run_study_job(parser: Parser, run: Callable[[Asked], int], arguments: Sequen
     """Parse the command line of a job that works on a study, and run it.
 
     Args:
-        parser: of study_parser(), with the job's own flags.
-        run: returns an exit code.
-        arguments: instead of sys.argv.
+        parser: a parser of study_parser(), with the job's own flags.
+        run: does the job's work and returns its exit code.
+        arguments: the command line; None takes sys.argv.
 
     Returns:
-        0 done, 2 bad config or data, 3 some trials failed, 75 transient; any other error propagates.
+        The exit code: 0 done, 2 bad config or data, 3 some trials failed, 75 try again later. Other errors propagate.
     """
 
     def parsed(flags: argparse.Namespace) -> int:
@@ -103,12 +104,15 @@ def run_study_job(parser: Parser, run: Callable[[Asked], int], arguments: Sequen
 
 
 def guarded(parser: Parser, run: Callable[[argparse.Namespace], int], arguments: Sequence[str] | None = None) -> int:
-    """Run on the parsed command line; an error for the user is one line and its exit code.
+    """Parse a command line and run a job on it; an error for the user becomes one line and its exit code.
 
     Args:
-        parser: of the job.
-        run: returns an exit code; gets the parser's flags, and what stands after `--` as `names`.
-        arguments: instead of sys.argv.
+        parser: the job's parser.
+        run: does the job's work and returns its exit code; gets the flags, with the words after `--` as `names`.
+        arguments: the command line; None takes sys.argv.
+
+    Returns:
+        The exit code; 141 if the reader of the output has ended.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     end = given.index("--") if "--" in given else len(given)
@@ -118,32 +122,37 @@ def guarded(parser: Parser, run: Callable[[argparse.Namespace], int], arguments:
     try:
         flags = parser.parse_intermixed_args(given[:end])
         flags.names = given[end + 1 :]
-        return run(flags)
+        code = run(flags)
+        sys.stdout.flush()
+        return code
     except (InputError, TransientError) as error:
         print(one_line(f"error: {error}"), file=sys.stderr, flush=True)
         return error.exit_code
+    except BrokenPipeError:  # the reader of the output has ended, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at the end
+        return 128 + signal.SIGPIPE
 
 
 def is_override(word: str) -> bool:
-    """Whether a word of a command line is section.field=value, and not the name of a file or a URI."""
+    """Return whether a word of a command line is section.field=value, and not the name of a file or a URI."""
     return bool(_OVERRIDE.match(word)) and not os.path.lexists(word)
 
 
 def config_folders() -> list[Path]:
-    """Where the configs that come with the package lie: in the installed package, or beside it in the repository."""
+    """Return the folders of the shipped configs: in the installed package, or beside it in the repository."""
     return [folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()]
 
 
 def config_names() -> list[str]:
-    """The names of those configs."""
+    """Return the names of the shipped configs, such as `demo`."""
     return sorted({path.stem for folder in config_folders() for path in folder.glob("*.yaml")})
 
 
 def find_config(name: str) -> Path:
-    """The file of a config.
+    """Return the file of a config.
 
     Args:
-        name: a path, or the name of a config that comes with the package.
+        name: a path, or the name of a shipped config; a file of that name comes first.
 
     Raises:
         InputError: there is neither.
@@ -154,11 +163,11 @@ def find_config(name: str) -> Path:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     known = ", ".join(config_names())
-    raise InputError(f"{name}: is no file and no config of the package: name a YAML file, or {known}")
+    raise InputError(f"{name}: is neither a file nor a config of the package: name a YAML file, or one of {known}")
 
 
 def _sections() -> str:
-    """The sections of a config, for --help."""
+    """Return the list of the config's sections for --help."""
     lines = ["sections of a config (their fields and meanings: --schema):"]
     for name, field in StudyConfig.model_fields.items():
         meaning = " ".join((getattr(field.annotation, "__doc__", None) or "").split())

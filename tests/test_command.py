@@ -1,12 +1,15 @@
 """The jobs' command lines: help, schema, flags, overrides, and names that look like flags or overrides."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from studies import TINY
+from studies import REPOSITORY, TINY
 
 from chexseg_ray.command import config_names, find_config, is_override
 from chexseg_ray.config.schema import StudyConfig
@@ -97,7 +100,9 @@ def test_configs_are_found_by_their_names_and_files_by_their_paths(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "paper").write_text("mine")
     assert find_config("paper") == Path("paper"), "a file of that name comes first"
-    with pytest.raises(InputError, match=r"nosuch: is no file and no config of the package: .*demo, evidence, paper"):
+    with pytest.raises(
+        InputError, match=r"nosuch: is neither a file nor a config of the package: .*demo, evidence, paper"
+    ):
         find_config("nosuch")
 
 
@@ -162,3 +167,12 @@ def test_a_missing_model_and_an_empty_name_are_refused(capsys: pytest.CaptureFix
     assert "one of the names is empty" in refused(capsys, predict_job.export, "")
     assert "--out is empty" in refused(capsys, predict_job.export, "model", "--out=")
     assert "name one ADDRESS or ROW" in refused(capsys, report_job.explain)
+
+
+def test_a_reader_of_the_output_that_ends_early_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(REPOSITORY / "jobs" / "sweep.py"), "--schema"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=100, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -50,8 +50,7 @@ def run(scripts: Path, name: str, *arguments: str, cwd: Path) -> subprocess.Comp
 
 @pytest.mark.ray
 def test_the_installed_scripts_plan_the_shipped_configs_from_any_folder(scripts: Path, tmp_path: Path) -> None:
-    where = [str(scripts / "python"), "-c", "import chexseg_ray; print(chexseg_ray.__file__)"]
-    found = subprocess.run(where, capture_output=True, text=True, check=True, cwd=tmp_path)
+    found = run(scripts, "python", "-c", "import chexseg_ray; print(chexseg_ray.__file__)", cwd=tmp_path)
     assert str(scripts.parent) in found.stdout, "the wheel, and not the repository"
     for arguments, last in (
         (["--plan"], "0 steps are built, 78 are missing"),

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from chexseg_ray.config.axes import setting_table
 from chexseg_ray.config.schema import StudyConfig
-from chexseg_ray.plan.cost import Cost
+from chexseg_ray.plan.cost import Cost, Sizes
 from chexseg_ray.plan.plan import PlannedStep
 from chexseg_ray.progress import aligned
 from chexseg_ray.store.step import Record, Step, differing_fields
@@ -17,7 +17,9 @@ _SHOWN = 60  # printed steps of one kind and state
 _COMPARED = 200  # records that a missing step is compared with
 
 
-def plan_lines(planned: Sequence[PlannedStep], study: Study, store: Store, config: StudyConfig) -> Iterator[str]:
+def plan_lines(
+    planned: Sequence[PlannedStep], study: Study, store: Store, config: StudyConfig, sizes: Sizes
+) -> Iterator[str]:
     """Yield the lines of the whole plan.
 
     Args:
@@ -25,13 +27,24 @@ def plan_lines(planned: Sequence[PlannedStep], study: Study, store: Store, confi
         study: its graph.
         store: the study's store; its records show why a step is missing.
         config: the study's config.
+        sizes: number of images of each split, as far as it is known.
     """
     missing = [item for item in planned if not item.built]
     yield from step_lines(planned, study, store)
     yield f"{len(planned) - len(missing)} steps are built, {len(missing)} are missing"
+    yield from image_lines(planned, config, sizes)
     yield from matrix_lines(study, config)
     yield from sharing_lines(planned, len(study.points))
     yield from cost_lines(missing, config)
+
+
+def image_lines(planned: Sequence[PlannedStep], config: StudyConfig, sizes: Sizes) -> Iterator[str]:
+    """Yield the number of images of each split; phantoms that are not drawn yet have an estimated number."""
+    counts = [f"{split} {sizes[split]:,}" for split in ("weak", "expert_train", "validation", "test") if split in sizes]
+    is_drawn = all(item.built for item in planned if item.step.name == "manifest")
+    heading = "images" if config.data.root is not None or is_drawn else "images (estimated)"
+    yield ""
+    yield f"{heading}: {', '.join(counts) or 'unknown'}"
 
 
 def step_lines(planned: Sequence[PlannedStep], study: Study, store: Store) -> Iterator[str]:
@@ -65,9 +78,9 @@ def _why(step: Step, records: list[Record]) -> str:
 def _seconds(item: PlannedStep) -> str:
     parts = []
     if item.gpu_hours:
-        parts.append(f"{item.gpu_hours * 3600:.0f} s of a GPU")
+        parts.append(f"{item.gpu_hours * 3600:.0f} GPU-seconds")
     if item.cpu_hours:
-        parts.append(f"{item.cpu_hours * 3600:.0f} s of a CPU")
+        parts.append(f"{item.cpu_hours * 3600:.0f} CPU-seconds")
     return ", ".join(parts) or "under a second"
 
 

@@ -28,7 +28,7 @@ def _report(asked: Asked) -> int:
 
 def explain(arguments: Sequence[str] | None = None) -> int:
     """Run jobs/explain.py; returns its exit code. `arguments` stand in for the command line's."""
-    parser = Parser(EXPLAIN)
+    parser = Parser(EXPLAIN, "Exit codes: 0 done, 2 no such record, 75 try again later.")
     record = "a record's folder (STORE/evaluation/0123456789ab) or address (evaluation/0123456789ab, with --store)"
     row = "a line of results.csv by its number (STORE/report/demo/results.csv:17) or its text (with --store)"
     parser.add_argument("words", nargs="*", metavar="ADDRESS | ROW", help=f"{record}, or {row}")

@@ -1,5 +1,6 @@
 """Checks before anything is trained: networks that cannot be built, faulty data, sets larger than the data."""
 
+from collections.abc import Mapping
 from itertools import product
 
 from chexseg_ray.config.axes import PAPER_NETWORK
@@ -59,17 +60,30 @@ def prepare(config: StudyConfig, study: Study, source: Source | None, store: Sto
         settings = Settings(**study.benchmark.config)
         manifest = build(study.benchmark.inputs["manifest_test"], store, execution)
         read_benchmark(execution.tables, source, config.data.benchmark_masks, settings, store, manifest)
+    refuse_too_large_sets(config, rows)
+
+
+def refuse_too_large_sets(config: StudyConfig, sizes: Mapping[str, int]) -> None:
+    """Refuse a sweep that asks for more images than there are.
+
+    Args:
+        config: the study's config.
+        sizes: number of images of each split, as far as it is known.
+
+    Raises:
+        InputError: a value of sweep.weak_n or sweep.num_expert exceeds the split that it is drawn from.
+    """
     for split, axis in (("weak", "weak_n"), ("expert_train", "num_expert")):
-        if split not in rows:
+        if split not in sizes:
             continue
-        too_large = [size for size in config.sweep.every(axis) if size is not None and size > rows[split]]
+        too_large = [size for size in config.sweep.every(axis) if size is not None and size > sizes[split]]
         if too_large:
-            available = f"the {rows[split]} images of the split {split!r}"
+            available = f"the {sizes[split]} images of the split {split!r}"
             raise InputError(f"sweep.{axis}={too_large[0]} exceeds {available}: choose a smaller one")
 
 
-def count_splits(config: StudyConfig, study: Study, source: Source, store: Store) -> tuple[dict[str, int], list[str]]:
-    """Count the images of each split whose manifest is not built, from the CSV and mask files. Builds nothing.
+def survey(config: StudyConfig, study: Study, source: Source, store: Store) -> tuple[dict[str, int], list[str]]:
+    """Count the images of each split whose manifest is not built, and find the faults of the data. Builds nothing.
 
     Args:
         config: the study's config.
@@ -80,9 +94,13 @@ def count_splits(config: StudyConfig, study: Study, source: Source, store: Store
     Returns:
         {split: number of images}, and the faults of the data with which a run would end, one line each.
     """
-    from chexseg_ray.stages.manifest import Settings, select_rows
+    from chexseg_ray.stages.manifest import Settings, check_sources, select_rows
 
     tables, counted, faults = SourceTables(), dict[str, int](), list[str]()
+    try:
+        check_sources(tables, source, source_files(config), config.data.pathologies, config.data.names_in_files)
+    except InputError as error:
+        faults.append(str(error))
     for step in manifests(study):
         if store.find(step) is None:
             try:

@@ -33,7 +33,7 @@ from chexseg_ray.study.graph import Study, prediction
 from chexseg_ray.study.sources import load_plan, load_study
 from chexseg_ray.study.steps import KINDS
 from chexseg_ray.sweep.build import build
-from chexseg_ray.sweep.checks import check_inputs, count_splits, prepare
+from chexseg_ray.sweep.checks import check_inputs, prepare, refuse_too_large_sets, survey
 from chexseg_ray.sweep.trials import run_points
 
 
@@ -83,9 +83,13 @@ def _show_plan(config: StudyConfig, store: Store) -> None:
     sizes = known_sizes(study, store, config)
     notes = [f"{fault} (so no step that is made from it counts as built)" for fault in absent]
     if source is not None:
-        counted, faults = count_splits(config, study, source, store)
+        counted, faults = survey(config, study, source, store)
         sizes |= counted
         notes += faults
+    try:
+        refuse_too_large_sets(config, sizes)
+    except InputError as error:
+        notes.append(str(error))
     unknown = sorted({step.config["split"] for step in manifests(study)} - set(sizes))
     if unknown:
         splits = ", ".join(unknown)
@@ -93,7 +97,7 @@ def _show_plan(config: StudyConfig, store: Store) -> None:
         notes.append(f"the number of images is unknown for: {splits}; costs assume 100 each; {remedy}")
     planned = plan(study, store, config, sizes)
     missing = [item for item in planned if not item.built]
-    for line in plan_lines(planned, study, store, config):
+    for line in plan_lines(planned, study, store, config, sizes):
         say(line)
     for line in schedule_lines(missing, study, config, Machine(gpus_here(), cpus_here())):
         say(line)

@@ -81,8 +81,9 @@ def test_its_cost_is_what_the_reference_reckons(planned: list[PlannedStep]) -> N
 
 
 def test_the_plan_prints_matrix_sharing_and_cost(study: Study, planned: list[PlannedStep], tmp_path: Path) -> None:
-    text = "\n".join(plan_lines(planned, study, Store.open(str(tmp_path)), CONFIG))
+    text = "\n".join(plan_lines(planned, study, Store.open(str(tmp_path)), CONFIG, {"weak": 223414, "test": 499}))
     assert "0 steps are built, 260 are missing" in text
+    assert "\nimages: weak 223,414, test 499\n" in text
     assert "40 settings, 120 trainings (the grids list 132; 12 are repeats)" in text
     row = (
         "gradcam            chexpert  100     all      deeplabv3plus/resnet18  "

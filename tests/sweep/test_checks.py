@@ -19,7 +19,7 @@ from chexseg_ray.engine.execution import make_execution
 from chexseg_ray.engine.source_tables import SourceTables
 from chexseg_ray.store.store import Store
 from chexseg_ray.study.sources import load_study
-from chexseg_ray.sweep.checks import check_inputs, count_splits, prepare
+from chexseg_ray.sweep.checks import check_inputs, prepare, survey
 from chexseg_ray.sweep.run import run_study
 
 PATHOLOGIES = ["Edema", "Consolidation"]
@@ -119,7 +119,7 @@ def test_the_plan_counts_the_images_of_data_that_are_there(
 ) -> None:
     study, source = load_study(config)
     assert source is not None
-    counted, faults = count_splits(config, study, source, Store.open(config.store.root))
+    counted, faults = survey(config, study, source, Store.open(config.store.root))
     assert counted == {"weak": 30, "expert_train": 10, "validation": 4, "test": 6}
     assert faults == []
     assert set(parsed.values()) == {1}
