@@ -1,3 +1,1 @@
 """chexseg_ray: label-efficient chest X-ray segmentation as a Ray sweep (CheXseg, arXiv 2102.10484)."""
-
-__version__ = "0.1.0"

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import re
-import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from typing import NoReturn
 from chexseg_ray.config.parse import load_config
 from chexseg_ray.config.schema import StudyConfig
 from chexseg_ray.errors import InputError, TransientError
-from chexseg_ray.progress import one_line
+from chexseg_ray.progress import one_line, say
 
 DEFAULT_CONFIG = "demo"
 EXIT_CODES = "Exit codes: 0 done, 2 bad config or data, 3 some trials failed, 75 try again later, 130 or 143 stopped."
@@ -90,7 +89,7 @@ def run_study_job(parser: Parser, run: Callable[[Asked], int], arguments: Sequen
 
     def parsed(flags: argparse.Namespace) -> int:
         if flags.schema:
-            print(json.dumps(StudyConfig.model_json_schema(), indent=1))
+            say(json.dumps(StudyConfig.model_json_schema(), indent=1))
             return 0
         overrides = [word for word in flags.words if is_override(word)]
         files = [*(word for word in flags.words if not is_override(word)), *flags.names]
@@ -112,7 +111,7 @@ def guarded(parser: Parser, run: Callable[[argparse.Namespace], int], arguments:
         arguments: the command line; None takes sys.argv.
 
     Returns:
-        The exit code; 141 if the reader of the output has ended.
+        The job's exit code, or that of the error.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     end = given.index("--") if "--" in given else len(given)
@@ -120,17 +119,21 @@ def guarded(parser: Parser, run: Callable[[argparse.Namespace], int], arguments:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter ends no run
     try:
+        _refuse_another_checkout(Path(sys.argv[0]))
         flags = parser.parse_intermixed_args(given[:end])
         flags.names = given[end + 1 :]
-        code = run(flags)
-        sys.stdout.flush()
-        return code
+        return run(flags)
     except (InputError, TransientError) as error:
         print(one_line(f"error: {error}"), file=sys.stderr, flush=True)
         return error.exit_code
-    except BrokenPipeError:  # the reader of the output has ended, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at the end
-        return 128 + signal.SIGPIPE
+
+
+def _refuse_another_checkout(script: Path) -> None:
+    """Refuse to run a script of one checkout with the installed package of another."""
+    beside = script.resolve().parent.parent / "chexseg_ray"
+    if script.resolve().parent.name == "jobs" and beside.is_dir() and beside != _PACKAGE:
+        remedy = f"run pip install --editable {beside.parent}, or set PYTHONPATH={beside.parent}"
+        raise InputError(f"{script}: the installed chexseg_ray is that of {_PACKAGE.parent}: {remedy}")
 
 
 def is_override(word: str) -> bool:
@@ -138,14 +141,18 @@ def is_override(word: str) -> bool:
     return bool(_OVERRIDE.match(word)) and not os.path.lexists(word)
 
 
-def config_folders() -> list[Path]:
-    """Return the folders of the shipped configs: in the installed package, or beside it in the repository."""
-    return [folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()]
+def config_folder() -> Path | None:
+    """Return the folder of the shipped configs: in the installed package, or beside it in the repository."""
+    inside, beside = _PACKAGE / "configs", _PACKAGE.parent / "configs"
+    if inside.is_dir():
+        return inside
+    return beside if (_PACKAGE.parent / "pyproject.toml").is_file() else None
 
 
 def config_names() -> list[str]:
     """Return the names of the shipped configs, such as `demo`."""
-    return sorted({path.stem for folder in config_folders() for path in folder.glob("*.yaml")})
+    folder = config_folder()
+    return sorted(path.stem for path in folder.glob("*.yaml")) if folder else []
 
 
 def find_config(name: str) -> Path:
@@ -157,11 +164,11 @@ def find_config(name: str) -> Path:
     Raises:
         InputError: there is neither.
     """
-    if os.path.lexists(name) or os.sep in name or name.endswith((".yaml", ".yml")):
+    if os.path.isfile(name) or os.sep in name or name.endswith((".yaml", ".yml")):
         return Path(name)
-    for folder in config_folders():
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
+    folder = config_folder()
+    if folder and name in config_names():
+        return folder / f"{name}.yaml"
     known = ", ".join(config_names())
     raise InputError(f"{name}: is neither a file nor a config of the package: name a YAML file, or one of {known}")
 

@@ -1,5 +1,7 @@
 """What people read on a terminal: lines, aligned tables, and progress (a bar; in a log, a line every 15 seconds)."""
 
+import os
+import signal
 import sys
 import time
 import unicodedata
@@ -14,7 +16,16 @@ def say(text: str) -> None:
     Args:
         text: one or more lines.
     """
-    print("\n".join(one_line(line) for line in text.split("\n")), flush=True)
+    _print("\n".join(one_line(line) for line in text.split("\n")) + "\n")
+
+
+def _print(text: str) -> None:
+    """Print a text at once; end the process with 141 if the reader of the output has ended, as `head` does."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at the end
+        raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 def one_line(text: str) -> str:
@@ -82,7 +93,7 @@ def track(label: str, total: int) -> Callable[[int, str], float]:
             return left
         filled = round(24 * done / max(1, total))
         end = "\n" if done >= total else ""
-        print(f"\r\x1b[K  [{'#' * filled}{'.' * (24 - filled)}] {text}", end=end, flush=True)
+        _print(f"\r\x1b[K  [{'#' * filled}{'.' * (24 - filled)}] {text}{end}")
         return left
 
     return show

@@ -2,13 +2,16 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+import yaml
 from studies import REPOSITORY, TINY
 
 from chexseg_ray.command import config_names, find_config, is_override
@@ -90,6 +93,43 @@ def test_the_schema_of_a_config_has_the_meaning_of_every_field(capsys: pytest.Ca
     assert [field for field, has_meaning in fields.items() if not has_meaning] == []
     for name, definition in schema["$defs"].items():
         assert definition.get("description"), name
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_the_schema_accepts_the_shipped_configs(name: str) -> None:
+    schema, config = StudyConfig.model_json_schema(), yaml.safe_load(find_config(name).read_text(encoding="utf-8"))
+    jsonschema.validate(config, schema)
+    config["irnet"]["random_walk"] = {"radius": 3, "beta": 5.0, "steps": 8}
+    jsonschema.validate(config, schema)
+    config["irnet"]["random_walk"] = "chexsg"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(config, schema)
+
+
+def test_a_folder_named_like_a_config_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert find_config("demo").is_file()
+    loaded: list[str] = []
+    monkeypatch.setattr("chexseg_ray.predict.model.load_model", lambda name, overrides: loaded.append(name))
+    monkeypatch.setattr("chexseg_ray.predict.export.run_export", lambda *_: 0)
+    assert predict_job.export(["demo"]) == 0
+    (tmp_path / "demo" / "model.json").write_text("{}")
+    assert predict_job.export(["demo"]) == 0
+    assert loaded == [str(find_config("demo")), "demo"], "an exported model of that name comes first"
+
+
+def test_a_job_of_another_checkout_is_refused(tmp_path: Path) -> None:
+    """Its own code would be left aside for the installed package's."""
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "chexseg_ray").mkdir()
+    shutil.copy(REPOSITORY / "jobs" / "sweep.py", tmp_path / "jobs")
+    command = [sys.executable, str(tmp_path / "jobs" / "sweep.py"), "--plan"]
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=env)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path}/jobs/sweep.py: the installed chexseg_ray is that of {REPOSITORY}")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_configs_are_found_by_their_names_and_files_by_their_paths(

@@ -49,7 +49,9 @@ def gpus_here() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return present
-    return min(present, len([name for name in visible.split(",") if name.strip()]))
+    names = [name.strip() for name in visible.split(",")]
+    hidden_from = next((i for i, name in enumerate(names) if not name or name.startswith("-")), len(names))
+    return min(present, hidden_from)  # CUDA takes no notice of what follows an invalid entry such as -1
 
 
 class RaySession:

@@ -176,7 +176,8 @@ def used_axes(points: Sequence[SweepPoint]) -> list[Axis]:
 
 def columns(points: Sequence[SweepPoint]) -> list[str]:
     """Return the names of the points' axes in the order of the columns of results.csv: _COLUMNS, then the others."""
-    return [*_COLUMNS, *(axis.name for axis in used_axes(points) if axis.name not in _COLUMNS)]
+    used = [axis.name for axis in used_axes(points)]
+    return [*(name for name in _COLUMNS if name in used), *(name for name in used if name not in _COLUMNS)]
 
 
 def setting_table(points: Sequence[SweepPoint]) -> tuple[list[str], list[list[str]]]:
@@ -196,6 +197,12 @@ def setting_table(points: Sequence[SweepPoint]) -> tuple[list[str], list[list[st
             cells.setdefault(axis.heading, []).append(axis.cell(getattr(point, axis.name)))
         rows.append(["/".join(values) for values in cells.values()])
     return list(dict.fromkeys(axis.heading for axis in axes)), rows
+
+
+def extra_words(point: SweepPoint) -> list[str]:
+    """Return a point's values on axes with a default, where they differ from it, as they are written in a sentence."""
+    extra = [axis for axis in AXES if axis.default is not ... and getattr(point, axis.name) != axis.default]
+    return [axis.words(getattr(point, axis.name)) for axis in extra]
 
 
 def value_words(name: str, point: SweepPoint) -> str:

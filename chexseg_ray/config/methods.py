@@ -1,6 +1,9 @@
 """The sources of pseudo masks that a sweep can compare: a method is one row."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from chexseg_ray.config.upstream import IRNET_ENCODER
 
 
 @dataclass(frozen=True)
@@ -10,17 +13,18 @@ class Method:
     Args:
         title: the method's name in tables and figures.
         maps: the kind of step whose maps become masks, with thresholds and gates that all methods share.
-        encoders: config fields that name encoder weights for these maps, besides the classifier's.
+        encoders: for each config field that names encoder weights for these maps, besides the classifier's, the
+            encoder's architecture.
     """
 
     title: str
     maps: str
-    encoders: tuple[str, ...] = ()
+    encoders: Mapping[str, str] = field(default_factory=dict)
 
 
 METHODS = {
     "gradcam": Method("CAM", maps="cams"),
-    "irnet": Method("IRNet", maps="propagation", encoders=("irnet.encoder",)),
+    "irnet": Method("IRNet", maps="propagation", encoders={"irnet.encoder": IRNET_ENCODER}),
 }
 
 

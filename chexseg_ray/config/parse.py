@@ -97,20 +97,23 @@ def _set(tree: dict[str, Any], override: str) -> None:
     *parents, last = path.split(".")
     node: Any = tree
     for depth, part in enumerate(parents):
-        known = _known_keys(node, parents[:depth])
-        if part not in known or not isinstance(node.get(part, {}), dict):
-            raise InputError(f"override {override!r}: no section {part!r}{did_you_mean(part, known)}")
-        node = node.setdefault(part, {})
-    known = _known_keys(node, parents)
-    if last not in known:
-        raise InputError(f"override {override!r}: no field {last!r}{did_you_mean(last, known)}")
-    node[last] = _parse_yaml(text, f"override {override!r}")
+        key = _key_in(node, parents[:depth], part, f"override {override!r}: no section")
+        inner = node.setdefault(key, {})
+        if not isinstance(inner, dict):
+            whole = ".".join(parents[: depth + 1])
+            raise InputError(f"override {override!r}: {whole} is {inner!r} and no section: write {whole}=...")
+        node = inner
+    key = _key_in(node, parents, last, f"override {override!r}: no field")
+    node[key] = _parse_yaml(text, f"override {override!r}")
 
 
-def _known_keys(node: Mapping[str, Any], section: Sequence[str | int]) -> list[str]:
-    """Return the keys that a section may have: its model's fields, or, in a free mapping, the keys that it has."""
-    fields = field_names(section)
-    return fields or [str(key) for key in node]
+def _key_in(node: Mapping[Any, Any], section: Sequence[str | int], part: str, fault: str) -> Any:
+    """Return the key of one part of an override's path; a free mapping, such as compute.rates.images, takes any key."""
+    present = next((key for key in node if str(key) == part), None)  # YAML reads 100 as a number
+    known = field_names(section)
+    if known and part not in known:
+        raise InputError(f"{fault} {part!r}{did_you_mean(part, known)}")
+    return part if present is None else present
 
 
 def field_names(section: Sequence[str | int]) -> list[str]:
@@ -141,21 +144,24 @@ _UNION_TAGS = ("bool", "constrained-float", "constrained-int", "constrained-str"
 def _explain(error: ValidationError) -> str:
     """Describe the first error in one line.
 
-    A field with alternatives has an error for each of them: if one is a rule of this package, it is reported.
+    A field with alternatives has an error for each of them: reported is a rule of this package, if one was broken, else
+    the error that lies deepest, which is that of the alternative with the form of the input.
     """
     errors = error.errors()
     first_path = _field_path(errors[0]["loc"])
-    first = errors[0]
-    for candidate in errors:
-        if candidate["type"] == "value_error" and _field_path(candidate["loc"])[: len(first_path)] == first_path:
-            first = candidate
-            break
+    of_field = [other for other in errors if _field_path(other["loc"])[: len(first_path)] == first_path]
+    rules = [other for other in of_field if other["type"] == "value_error"]
+    first = rules[0] if rules else max(of_field, key=lambda other: len(_field_path(other["loc"])))
     where = ".".join(map(str, _field_path(first["loc"])))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = f"unknown key{did_you_mean(str(first['loc'][-1]), field_names(first['loc'][:-1]))}"
     elif first["type"] == "missing":
         message = "missing: a config file spells out every field that shapes numbers"
+    elif first["type"] == "model_type":
+        message = f"is not a section: write {{field: value}} (got {first['input']!r})"
+    elif first["type"] == "tuple_type":
+        message = f"is not a list: write [{first['input']}]"
     elif where and not isinstance(first["input"], Mapping):
         message = f"{message} (got {first['input']!r})"
     return f"{where}: {message}" if where else message

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from chexseg_ray.config.fields import (
     AboveZero,
@@ -177,6 +177,13 @@ RANDOM_WALKS = {
 }
 
 
+def _random_walk(value: object) -> object:
+    """Replace the name of a preset by the preset."""
+    if isinstance(value, str) and value not in RANDOM_WALKS:
+        raise ValueError(f"is not a preset: write {', '.join(RANDOM_WALKS)}, or {{radius: 3, beta: 5.0, steps: 8}}")
+    return RANDOM_WALKS[value] if isinstance(value, str) else value
+
+
 class IrnetConfig(Section):
     """IRNet and the propagation of CAMs with it (paper appendix A.2 and B.1)."""
 
@@ -214,17 +221,13 @@ class IrnetConfig(Section):
     """Seed of weights, batches and crops."""
     instance_wise: bool
     """Whether a CAM is split by instance before it is propagated."""
-    random_walk: RandomWalkConfig
+    random_walk: Annotated[
+        RandomWalkConfig,
+        BeforeValidator(_random_walk, json_schema_input_type=Literal["chexseg", "irn"] | RandomWalkConfig),
+    ]
     """chexseg, irn, or {radius, beta, steps}."""
     flip_average: bool
     """Whether a boundary map is the mean over the image and its mirror image."""
-
-    @field_validator("random_walk", mode="before")
-    @classmethod
-    def _preset(cls, value: object) -> object:
-        if isinstance(value, str) and value not in RANDOM_WALKS:
-            raise ValueError(f"is no preset: write {', '.join(RANDOM_WALKS)}, or {{radius: 3, beta: 5.0, steps: 8}}")
-        return RANDOM_WALKS[value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _values_fit(self) -> Self:

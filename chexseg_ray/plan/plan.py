@@ -92,11 +92,13 @@ def known_sizes(study: Study, store: Store, config: StudyConfig) -> dict[str, in
             "validation": validation,
             "expert_train": phantom.num_expert_images - validation,
         }
-    for step in manifests(study):
-        record = store.find(step)
-        if record is not None:
-            sizes[step.config["split"]] = record.rows
-    return sizes
+    return sizes | built_sizes(study, store)
+
+
+def built_sizes(study: Study, store: Store) -> dict[str, int]:
+    """Return the number of images of each split whose manifest is built."""
+    records = {step.config["split"]: store.find(step) for step in manifests(study)}
+    return {split: record.rows for split, record in records.items() if record is not None}
 
 
 def manifests(study: Study) -> list[Step]:

@@ -51,9 +51,12 @@ def wall_hours(missing: Sequence[PlannedStep], study: Study, config: StudyConfig
         items = [
             trials[step.address] for step in (evaluation, evaluation.inputs["segmentation"]) if step.address in trials
         ]
-        length = sum(item.gpu_hours + item.cpu_hours / compute.threads for item in items)
+        part = _part_of_machine(compute, machine)
+        threads = float(min(compute.threads, machine.cpus))
+        if not machine.gpus:
+            threads = min(threads, part)  # more threads than the CPUs that Ray counts share these
+        length = sum(item.gpu_hours + item.cpu_hours / threads for item in items)
         if length:
-            part = _part_of_machine(compute, machine)
             works.append((length / min(part, 1.0) if machine.gpus else length, max(1, round(part * _SLOTS))))
     for length, width in sorted(works, reverse=True):
         taken = [heapq.heappop(ends) for _ in range(min(width, slots))]
@@ -75,11 +78,12 @@ def _shared_hours(item: PlannedStep, config: StudyConfig, machine: Machine) -> f
     if isinstance(compute, ActorCompute):
         room = machine.gpus / compute.num_gpus if compute.num_gpus else machine.cpus / compute.num_cpus
         actors = min(max(1, compute.max_actors), max(1.0, room))
-        return (item.gpu_hours + item.cpu_hours / compute.threads) / actors
+        return item.gpu_hours / actors + item.cpu_hours / min(compute.threads * actors, machine.cpus)
     if isinstance(compute, WorkerCompute):
         workers = max(1, compute.num_workers)
         limit = machine.gpus if compute.num_gpus else machine.cpus
-        return (item.gpu_hours + item.cpu_hours / compute.threads) / max(1, min(workers, limit))
+        workers = max(1, min(workers, limit))
+        return item.gpu_hours / workers + item.cpu_hours / min(compute.threads * workers, machine.cpus)
     return item.gpu_hours + item.cpu_hours / machine.cpus
 
 

@@ -1,8 +1,8 @@
 """jobs/predict.py and jobs/export.py: a trained network on X-rays, and as files for use elsewhere."""
 
 import argparse
-import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from chexseg_ray.command import Parser, config_names, find_config, guarded, is_override
 from chexseg_ray.config.schema import StudyConfig
@@ -79,7 +79,7 @@ def _split(flags: argparse.Namespace) -> tuple[str, list[str], list[str]]:
         forms = "a study's YAML file, a record's folder (.../segmentation/...) or an exported model's folder"
         raise InputError(f"name a MODEL: {forms}; see --help")
     model = names[0]
-    if model in config_names() and not os.path.lexists(model):
+    if model in config_names() and not (Path(model) / "model.json").is_file():
         model = str(find_config(model))
     return model, overrides, names[1:]
 

@@ -17,14 +17,14 @@ def load_model(name: str, overrides: Sequence[str] = ()) -> ExportedModel:
     """Load the model that a command line names.
 
     Args:
-        name: a study's YAML file, which stands for the study's best model by validation; the folder of a segmentation
-            or evaluation record in a store; or a folder that jobs/export.py wrote.
+        name: a file, which is a study's config and stands for its best model by validation; the folder of a
+            segmentation or evaluation record in a store; or a folder that jobs/export.py wrote.
         overrides: `section.field=value` for a study.
 
     Raises:
         InputError: the name is none of these, the model is damaged, or the study has no model yet.
     """
-    if name.endswith((".yaml", ".yml")):
+    if name.endswith((".yaml", ".yml")) or Path(name).is_file():
         return _best_of_study(name, overrides)
     if overrides:
         raise InputError(f"{overrides[0]}: {name} is a trained model: overrides go with a study's YAML file")

@@ -20,12 +20,14 @@ class Cell:
         small: smaller text below it, such as an interval.
         link: the page's anchor of the records that the number comes from.
         paper: the paper's number for the same setting.
+        value: the number in full, which the CSV has instead of the text.
     """
 
     text: str
     small: str = ""
     link: str = ""
     paper: str = ""
+    value: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Table:
         writer.writerow(names)
         for row in self.rows:
             more = [getattr(cell, attribute) for attribute in extra for cell in row[self.labels :]]
-            writer.writerow([*(cell.text for cell in row), *more])
+            writer.writerow([*(cell.value or cell.text for cell in row), *more])
         return stream.getvalue().encode()
 
     def markdown(self) -> str:

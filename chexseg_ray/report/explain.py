@@ -15,6 +15,7 @@ from chexseg_ray.study.steps import KINDS
 
 _ADDRESS = re.compile(r"(?:^|[/,\s])([a-z_]+/[0-9a-f]{12})(?=$|[/,\s])")
 _LINE = re.compile(r"(.*\.csv):(\d+)$")
+_COLUMNS = {"trial", "pathology", "aggregation", "iou", "record"}
 _MAX_LENGTH = 240  # printed characters of a value
 
 
@@ -41,7 +42,8 @@ def find_records(what: str, root: str | None) -> Asked:
     if line:
         path = Path(line[1]).expanduser()
         addresses, title = _records_of_row(path, int(line[2]))
-        return Asked(Store.open(root or str(path.resolve().parents[2]), "--store"), addresses, title)
+        above = str(path.resolve().parent.parent.parent)  # STORE/report/NAME/results.csv
+        return Asked(Store.open(root or above, "--store"), addresses, title)
     found = _ADDRESS.findall(what)
     if not found:
         forms = "a record's folder, an address such as evaluation/0123456789ab, or results.csv:LINE"
@@ -60,9 +62,11 @@ def _records_of_row(path: Path, line: int) -> tuple[list[str], str]:
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream))
-    except OSError as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read ({type(error).__name__}): name a report's results.csv") from None
-    if not 2 <= line <= len(rows) + 1 or "record" not in rows[0]:
+    if not rows or not set(rows[0]) >= _COLUMNS:
+        raise InputError(f"{path}: is not a report's results.csv: name one")
+    if not 2 <= line <= len(rows) + 1:
         raise InputError(f"{path}: has no row of results in line {line}: lines 2 to {len(rows) + 1} are rows")
     row = rows[line - 2]
     axes = list(row)[: list(row).index("trial")]

@@ -214,6 +214,8 @@ def making_facts(config: StudyConfig, study: Study, records: Mapping[str, Record
     length = f"batch {section.batch_size}, {section.num_updates} updates, learning rate {section.learning_rate}"
     facts.append(("segmentation", f"{', '.join(networks)}, {length}"))
     facts.append(("image size", f"{config.data.image_size} px, letterboxed"))
+    if config.data.benchmark_masks:
+        facts.append(("radiologists' file", config.data.benchmark_masks))
     return facts
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from chexseg_ray.config.axes import AXES, SweepPoint, value_words
+from chexseg_ray.config.axes import AXES, SweepPoint, extra_words, value_words
 from chexseg_ray.config.methods import method_title
 from chexseg_ray.report.paper_tables import init_name, network_texts, shown_over
 from chexseg_ray.report.readers import READER, Comparison
@@ -140,7 +140,7 @@ def curves(settings: Sequence[SettingResult], pathology: int | None = None) -> C
         group = last_points if result.setting.method is None else lines
         group.setdefault(replace(result.setting, p=0.0), []).append(result)
     for end, results in last_points.items():
-        lines_of_init = [line for key, line in lines.items() if replace(key, method=None, weak_n=0) == end]
+        lines_of_init = [line for key, line in lines.items() if replace(key, p=1.0).canonical() == replace(end, p=1.0)]
         for line in lines_of_init or [lines.setdefault(end, [])]:
             line += results
     mixed = {key: line for key, line in lines.items() if any(0 < result.setting.p < 1 for result in line)}
@@ -205,7 +205,7 @@ def _init_bars(settings: Sequence[SettingResult]) -> dict[str, Curves]:
         words = ["expert masks" if setting.method is None else method_title(setting.method)]
         if setting.num_expert:
             words.append(f"{setting.num_expert} experts")
-        words += network_texts(setting)
+        words += [*network_texts(setting), *extra_words(setting)]
         bar = (init_name(setting.init, results), *_ends(result.mean["pooled"]))
         panels.setdefault(title, {}).setdefault(", ".join(words), []).append(bar)
     return dict(sorted(panels.items()))

@@ -67,7 +67,9 @@ def _answer(group: Sequence[ContrastResult], level: float) -> Finding:
     elif rest:
         parts.append(f"no difference shown in {len(rest)}")
     if untested:
-        parts.append(f"not tested in {len(untested)} ({untested[0].reason})")
+        parts.append(
+            f"not tested in {len(untested)} of {len(group)} settings ({_range(untested)}; {untested[0].reason})"
+        )
     details = tuple(f"{contrast.shared()}: {_verdict(contrast, level)}" for contrast in group)
     return Finding(f"{question}: {'; '.join(parts)}.", details)
 

@@ -30,7 +30,7 @@ def explain(arguments: Sequence[str] | None = None) -> int:
     """Run jobs/explain.py; returns its exit code. `arguments` stand in for the command line's."""
     parser = Parser(EXPLAIN, "Exit codes: 0 done, 2 no such record, 75 try again later.")
     record = "a record's folder (STORE/evaluation/0123456789ab) or address (evaluation/0123456789ab, with --store)"
-    row = "a line of results.csv by its number (STORE/report/demo/results.csv:17) or its text (with --store)"
+    row = "a line of results.csv by its number (STORE/report/demo/results.csv:17), or the text of a trial's line"
     parser.add_argument("words", nargs="*", metavar="ADDRESS | ROW", help=f"{record}, or {row}")
     parser.add_argument(
         "--store", metavar="ROOT", help="the store's folder or URI, where ADDRESS or ROW does not name it"

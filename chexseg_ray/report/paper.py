@@ -1,6 +1,6 @@
 """The paper's own numbers (Gadgil et al. 2021, Tables 1 and 2, Figure 3a), shown beside a run of the paper's study."""
 
-from chexseg_ray.config.axes import SweepPoint
+from chexseg_ray.config.axes import SweepPoint, extra_words
 from chexseg_ray.config.schema import StudyConfig
 from chexseg_ray.data.pathologies import PATHOLOGIES
 
@@ -150,8 +150,9 @@ def table_2_value(config: StudyConfig, setting: SweepPoint) -> str:
 
 
 def _comparable(config: StudyConfig, setting: SweepPoint) -> bool:
-    """Whether a setting has the paper's data, network and number of expert masks."""
-    return is_paper(config) and setting.has_paper_network and setting.num_expert is None
+    """Whether a setting has the paper's data, network and number of expert masks, and no value of a further axis."""
+    is_papers_setting = setting.has_paper_network and setting.num_expert is None and not extra_words(setting)
+    return is_paper(config) and is_papers_setting
 
 
 def table_1_value(config: StudyConfig, setting: SweepPoint, pathology: str) -> str:

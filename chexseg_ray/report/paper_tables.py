@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from chexseg_ray.config.axes import PAPER_NETWORK, SweepPoint
+from chexseg_ray.config.axes import PAPER_NETWORK, SweepPoint, extra_words
 from chexseg_ray.config.methods import method_title
 from chexseg_ray.config.schema import StudyConfig
 from chexseg_ray.evaluation.intervals import t_interval
@@ -34,19 +34,21 @@ def table_1(config: StudyConfig, settings: Sequence[SettingResult], links: Links
         columns = sorted({(s.setting.p, s.setting.weak_n) for s in results})
         has_several_sizes = len({weak_n for _, weak_n in columns if weak_n}) > 1
         names = [f"p = {p:g}" + (f", {n} weak" if has_several_sizes and n else "") for p, n in columns]
-        methods = list(dict.fromkeys(s.setting.method for s in results if s.setting.method))
-        found = {(s.setting.method, s.setting.p, s.setting.weak_n): s for s in results}
+        lines = list(dict.fromkeys(_line_key(s.setting) for s in results if s.setting.p < 1))
+        found = {(_line_key(s.setting), s.setting.p, s.setting.weak_n): s for s in results}
         rows = []
         for task in ("mean", *sorted(config.data.pathologies)):
-            for method in methods:
-                in_columns = [found.get((method if p < 1 else None, p, n)) for p, n in columns]
+            for line in lines:
+                in_columns = [found.get((line if p < 1 else _line_key(key), p, n)) for p, n in columns]
                 cells = [_iou_cell(config, result, task, links) for result in in_columns]
-                rows.append((Cell("Mean IoU" if task == "mean" else task), Cell(method_title(method)), *cells))
+                words = [word for word in extra_words(line) if word not in extra_words(key)]
+                label = ", ".join([method_title(line.method), *words])
+                rows.append((Cell("Mean IoU" if task == "mean" else task), Cell(label), *cells))
         init = init_name(key.init, settings)
         title = "Table 1: semi-supervised segmentation"
         if len(keys) > 1:
             experts = [f"{key.num_expert} experts"] if key.num_expert else []
-            title = ", ".join([title, init, *experts, *network_texts(key)])
+            title = ", ".join([title, init, *experts, *network_texts(key), *extra_words(key)])
         network = f"{key.architecture} on {key.encoder}"
         text = f"Pooled IoU, encoder {init}, {network}; intervals {shown_over(results)}. {STAR}"
         name = "table1" if i == 0 else f"table1_{i + 1}"
@@ -55,8 +57,13 @@ def table_1(config: StudyConfig, settings: Sequence[SettingResult], links: Links
 
 
 def _table_key(setting: SweepPoint) -> SweepPoint:
-    """What all settings of one Table 1 share."""
-    return replace(setting, method=None, p=0.0, weak_n=0)
+    """What all settings of one Table 1 share: their setting at p = 1."""
+    return replace(setting, p=1.0).canonical()
+
+
+def _line_key(setting: SweepPoint) -> SweepPoint:
+    """What all settings of one line of a Table 1 share, whose columns are p and weak_n."""
+    return replace(setting, p=0.0, weak_n=0)
 
 
 def _iou_cell(config: StudyConfig, result: SettingResult | None, task: str, links: Links) -> Cell:
@@ -149,6 +156,7 @@ def table_2(config: StudyConfig, settings: Sequence[SettingResult], links: Links
         encoder = f"{key.encoder}-{init_name(key.init, results)}"
         if key.architecture != PAPER_NETWORK[0]:
             encoder += f", {key.architecture}"
+        encoder = ", ".join([encoder, *extra_words(key)])
         labels = Cell(encoder), Cell(str(key.weak_n)), Cell(str(key.num_expert or "all"))
         rows.append((*labels, *(_plus_minus_cell(config, found.get(method), links) for method in methods)))
     text = (

@@ -1,5 +1,6 @@
 """Parts of the page: the table of contrasts, the chosen models, the explanation of the intervals."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from chexseg_ray.report.cells import Cell, Links, Table
@@ -50,15 +51,19 @@ def _contrast_row(contrast: ContrastResult, links: Links, patients: int) -> tupl
     difference = contrast.difference
     if difference is None:
         return (*labels, Cell("–", contrast.reason), *[Cell("")] * (len(_HEADER) - len(labels) - 1))
-    texts = (
-        ends(difference.trials),
-        ends(difference.patients),
-        p_text(difference.p_value),
-        p_text(contrast.holm_p),
-        _needed(contrast, contrast.trials_needed, "trials", 0),
-        _needed(contrast, contrast.patients_needed, "patients", patients),
+    cells = (
+        Cell(ends(difference.trials)),
+        Cell(ends(difference.patients)),
+        _p_cell(difference.p_value),
+        _p_cell(contrast.holm_p),
+        Cell(_needed(contrast, contrast.trials_needed, "trials", 0)),
+        Cell(_needed(contrast, contrast.patients_needed, "patients", patients)),
     )
-    return (*labels, Cell(signed(contrast), ends(difference.both.interval), links[contrast.first]), *map(Cell, texts))
+    return (*labels, Cell(signed(contrast), ends(difference.both.interval), links[contrast.first]), *cells)
+
+
+def _p_cell(p: float) -> Cell:
+    return Cell(p_text(p), value="" if math.isnan(p) else repr(p))
 
 
 def _needed(contrast: ContrastResult, needed: int | None, word: str, present: int) -> str:

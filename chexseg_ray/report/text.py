@@ -35,12 +35,17 @@ def marked(estimate: Estimate) -> str:
 
 
 def p_text(p: float) -> str:
-    """Return a p-value as `< .001`, with three decimals, or as `1`; a dash if there is none (NaN)."""
+    """Return a p-value as `< .001`, with three decimals, `> .999`, or `1`; a dash if there is none (NaN).
+
+    Near .05 it has four decimals, so that it is seen on which side it lies.
+    """
     if math.isnan(p):
         return "–"
     if p < 0.001:
         return "< .001"
-    return "1" if p == 1 else f"{p:.3f}"
+    if p >= 0.9995:
+        return "1" if p == 1 else "> .999"
+    return f"{p:.4f}" if f"{p:.3f}" == "0.050" else f"{p:.3f}"
 
 
 def markdown(rows: Sequence[Sequence[str]], names: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ FAN-OUT one task a group of images; CPU only
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 
@@ -28,14 +29,29 @@ from chexseg_ray.store.store import Attempt
 _SPLIT_OF_CSV = {phantom.WEAK_CSV: "train", phantom.EXPERT_CSV: "valid", phantom.TEST_CSV: "test"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings that determine the phantoms: the step's hashed config, as in config.data.PhantomConfig."""
+
+    num_train_patients: int
+    num_expert_images: int
+    num_test_images: int
+    long_side: int
+    seed: int
+
+
 def make(task: Task) -> Made:
     """Draw all images and masks, and write the files into the attempt."""
     task.execution.start_ray()
-    config = dict(task.step.config)
-    long_side = config.pop("long_side")
-    images = phantom.plan_phantom(**config)
+    settings = Settings(**task.step.config)
+    images = phantom.plan_phantom(
+        num_train_patients=settings.num_train_patients,
+        num_expert_images=settings.num_expert_images,
+        num_test_images=settings.num_test_images,
+        seed=settings.seed,
+    )
     groups = [(group.start, group.stop) for group in group_slices(len(images), GROUP_ROWS)]
-    work = partial(_draw_group, images=images, long_side=long_side, attempt=task.attempt)
+    work = partial(_draw_group, images=images, long_side=settings.long_side, attempt=task.attempt)
     results = run_tasks("phantom", ": groups of images drawn", groups, work, task.execution.compute.images.num_cpus)
     truth = {cxr_id: entry for result in results for cxr_id, entry in result["truth"].items()}
     second = {cxr_id: entry for result in results for cxr_id, entry in result["second"].items()}

@@ -13,6 +13,7 @@ FAN-OUT one row an image; actors that each hold the network, or a plain loop in 
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,19 @@ from chexseg_ray.store.store import Attempt, Store
 _PROBABILITIES = pa.schema([("cxr_id", pa.string()), ("probability", pa.list_(pa.float32()))])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings that determine the predictions: the step's hashed config.
+
+    Args:
+        pathologies: K names, in channel order.
+        size: S, pixels of a side at model resolution.
+    """
+
+    pathologies: Sequence[str]
+    size: int
+
+
 def load_segmenter(store: Store, record: Record) -> Segmenter:
     """Load the network of a segmentation record with its thresholds, onto this process's GPU, or CPU where it has none.
 
@@ -50,7 +64,7 @@ def load_segmenter(store: Store, record: Record) -> Segmenter:
 
 def make(task: Task) -> Made:
     """Predict every test image."""
-    images, compute, names = task.inputs["images_test"], task.execution.compute, task.step.config["pathologies"]
+    settings, images, compute = Settings(**task.step.config), task.inputs["images_test"], task.execution.compute
     resources = compute.prediction
     read, arguments = ReadImages(task.attempt, images), (task.attempt, task.inputs["segmentation"], resources.threads)
     parts = images.paths("images/")
@@ -65,8 +79,8 @@ def make(task: Task) -> Made:
     entries = {cxr_id: entry for result in results for cxr_id, entry in result["entries"].items()}
     for cxr_id, image in originals(task.store, task.inputs["manifest_test"]).items():
         if cxr_id not in entries:  # a rejected image, where the config allows these
-            empty = np.zeros((len(names), image["height"], image["width"]), dtype=bool)
-            entries[cxr_id] = exchange_entry(names, empty)
+            empty = np.zeros((len(settings.pathologies), image["height"], image["width"]), dtype=bool)
+            entries[cxr_id] = exchange_entry(settings.pathologies, empty)
     entries = dict(sorted(entries.items()))
     probabilities = []
     for result in results:

@@ -6,7 +6,7 @@ import pyarrow.fs as pafs
 
 from chexseg_ray.config.methods import METHODS
 from chexseg_ray.config.schema import StudyConfig
-from chexseg_ray.config.upstream import IRNET_ENCODER, NAMED_INITS
+from chexseg_ray.config.upstream import NAMED_INITS
 from chexseg_ray.errors import InputError
 from chexseg_ray.store.filesystem import Source, open_filesystem, storage
 from chexseg_ray.study.graph import Study, study_graph
@@ -71,8 +71,10 @@ def encoder_files(config: StudyConfig) -> dict[str, str]:
             inits |= {(f"{section}.init", getattr(config, section).init, encoder) for encoder in encoders}
     if any(point.p < 1 for point in points):
         inits.add(("classifier.init", config.classifier.init, config.classifier.architecture))
-    if any(point.method and "irnet.encoder" in METHODS[point.method].encoders for point in points):
-        inits.add(("irnet.encoder", config.irnet.encoder, IRNET_ENCODER))
+    for method in {point.method for point in points if point.method}:
+        for path, architecture in METHODS[method].encoders.items():
+            section, name = path.split(".")
+            inits.add((path, getattr(getattr(config, section), name), architecture))
     files = {}
     for field, init, architecture in sorted(inits):
         if init == "imagenet" and architecture in config.pretraining.imagenet_files:

@@ -72,9 +72,16 @@ def _circumstances() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    command, folder = ["git", "rev-parse", "HEAD"], Path(__file__).parent
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
+    """Return the commit of the checkout that this file belongs to; None if it belongs to none."""
+    file, commits = Path(__file__), []
+    for command in (["ls-files", "--error-unmatch", file.name], ["rev-parse", "HEAD"]):  # tracked, and not just inside
+        try:
+            done = subprocess.run(
+                ["git", *command], cwd=file.parent, capture_output=True, text=True, timeout=10, check=False
+            )
+        except OSError:
+            return None
+        if done.returncode:
+            return None
+        commits.append(done.stdout.strip())
+    return commits[-1] or None

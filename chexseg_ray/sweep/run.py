@@ -21,7 +21,7 @@ from chexseg_ray.engine.source_tables import SourceTables
 from chexseg_ray.errors import InputError, TransientError
 from chexseg_ray.plan.demand import demands, refuse_what_is_lacking
 from chexseg_ray.plan.lines import plan_lines
-from chexseg_ray.plan.plan import PlannedStep, known_sizes, manifests, plan
+from chexseg_ray.plan.plan import PlannedStep, built_sizes, known_sizes, manifests, plan
 from chexseg_ray.plan.schedule import Machine, hours_text, schedule_lines, wall_hours
 from chexseg_ray.progress import say
 from chexseg_ray.report.page import write_report
@@ -80,14 +80,15 @@ def run_study(config: StudyConfig, plan_only: bool = False, asked: str = "") -> 
 def _show_plan(config: StudyConfig, store: Store) -> None:
     """Print the plan; missing data and files of weights are named at the end."""
     study, source, absent = load_plan(config)
-    sizes = known_sizes(study, store, config)
+    sizes, counted = known_sizes(study, store, config), built_sizes(study, store)
     notes = [f"{fault} (so no step that is made from it counts as built)" for fault in absent]
     if source is not None:
-        counted, faults = survey(config, study, source, store)
-        sizes |= counted
+        in_files, faults = survey(config, study, source, store)
+        counted |= in_files
         notes += faults
+    sizes |= counted
     try:
-        refuse_too_large_sets(config, sizes)
+        refuse_too_large_sets(config, counted)
     except InputError as error:
         notes.append(str(error))
     unknown = sorted({step.config["split"] for step in manifests(study)} - set(sizes))
@@ -183,7 +184,7 @@ def _build_all(
     failed: list[SweepPoint] = []
     if waiting:
         if watch:
-            watch.expect(wanted["segmentation"])
+            watch.expect(wanted.get("segmentation", ()))
         execution.start_ray()
         from chexseg_ray.engine.pool import share_pool
 

@@ -108,3 +108,20 @@ def test_what_asks_for_more_than_the_drivers_node_has_gets_a_process_of_its_own(
     for prediction in ("{num_gpus: 1}", "{num_cpus: 2}"):
         changed = nodes.with_workers(load_config(PAPER, [f"compute.prediction={prediction}"])).compute
         assert (changed.prediction.min_actors, changed.prediction.max_actors) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("visible", "number"),
+    [(None, 3), ("0,1", 2), ("-1", 0), ("", 0), ("0,-1,1", 1), ("GPU-1,GPU-2", 2), ("0,1,2,3", 3)],
+)
+def test_gpus_are_counted_that_cuda_shows(
+    visible: str | None, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nfor i in 0 1 2; do echo GPU $i: NVIDIA; done\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert session.gpus_here() == number

@@ -73,6 +73,16 @@ def test_the_names_that_scripts_rely_on_can_be_overridden() -> None:
         ),
         ("data.columns={Path: []}", "at least one value"),
         ("moco.init=chexpert", "moco.init=chexpert: the weights are made by this study"),
+        ("sweep.trials.x=1", "sweep.trials is 2 and no section: write sweep.trials=..."),
+        ("irnet.random_walk.radius=5", "irnet.random_walk is 'chexseg' and no section"),
+        ("sweep.p=0.5", "sweep.p: is not a list: write [0.5]"),
+        (
+            "report.contrasts=[{p: [0.9, 2]}]",
+            "report.contrasts.0.p.1: Input should be less than or equal to 1 (got 2)",
+        ),
+        ("compute.rates.images.wek=5", "compute.rates.images.wek: Input should be 'weak', 'expert_train'"),
+        ("segmentation.learning_rate={100: x}", "segmentation.learning_rate.100: Input should be a valid number"),
+        ("compute.cams=5", "compute.cams: is not a section: write {field: value} (got 5)"),
         ("moco.num_replicas=4", "cannot be split into num_replicas=4"),
         ("compute.moco.num_workers=2", "compute.moco.num_workers=2 must be 0, 1 or moco.num_replicas=1"),
         (
@@ -89,7 +99,7 @@ def test_the_names_that_scripts_rely_on_can_be_overridden() -> None:
         ("irnet.background=0.4", "must be below foreground"),
         ("irnet.rescale=[1.5, 0.5]", "smaller scale stands first"),
         ("irnet.instance_wise=true", "set irnet.displacement=true"),
-        ("irnet.random_walk=chexsg", "random_walk: is no preset: write chexseg, irn"),
+        ("irnet.random_walk=chexsg", "random_walk: is not a preset: write chexseg, irn"),
         ("irnet.random_walk={radius: 3, beta: 5.0}", "irnet.random_walk.steps: missing"),
         (
             "compute.irnet={num_workers: 3, num_cpus: 1, num_gpus: 0, threads: 1}",
@@ -153,3 +163,15 @@ def test_scientific_notation_is_a_number() -> None:
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.yaml"):
         load_config(tmp_path / "nowhere.yaml")
+
+
+def test_a_free_mapping_takes_new_keys_and_finds_those_that_are_numbers() -> None:
+    config = parse_config(TEXT, ["compute.rates.images.weak=5", "data.columns.Path=file"])
+    assert config.compute.rates.images == {"weak": 5}
+    assert config.data.columns == {"Path": "file"}
+    rates = [
+        "segmentation.learning_rate={8: 1e-3, 16: 1e-3}",
+        "segmentation.learning_rate.8=5e-4",
+        "sweep.weak_n=[8, 16]",
+    ]
+    assert parse_config(TEXT, rates).segmentation.learning_rate == {8: 5e-4, 16: 1e-3}

@@ -134,3 +134,20 @@ def test_trials_that_ask_for_half_a_gpu_run_two_at_a_time_at_half_speed(tmp_path
     each = sum(item.gpu_hours + item.cpu_hours for item in missing) / 4
     assert wall_hours(missing, found, config, Machine(1, 8)) == pytest.approx(4 * each)
     assert wall_hours(missing, found, config, Machine(2, 16)) == pytest.approx(2 * each)
+
+
+def test_a_machine_with_fewer_cpus_than_threads_gains_nothing_by_threads(tmp_path: Path) -> None:
+    demo = PAPER.with_name("demo.yaml")
+
+    def hours(cpus: int, *overrides: str) -> float:
+        config = load_config(demo, overrides)
+        found, _, _ = load_plan(config)
+        store = Store.open(str(tmp_path))
+        steps = plan(found, store, config, known_sizes(found, store, config))
+        return wall_hours(steps, found, config, Machine(0, cpus))
+
+    one = hours(1)
+    assert hours(1, "compute.segmentation={threads: 4}") == pytest.approx(one)
+    assert hours(1, "compute.segmentation={num_cpus: 0.5}") == pytest.approx(one, rel=0.05), "two at half the speed"
+    assert hours(1, "compute.classifier={threads: 8}") == pytest.approx(one)
+    assert hours(2) < one

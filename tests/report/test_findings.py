@@ -70,6 +70,17 @@ def test_two_questions_are_two_sentences() -> None:
     ]
 
 
-@pytest.mark.parametrize(("p", "text"), [(1.0, "1"), (0.0004, "< .001"), (0.0303, "0.030"), (math.nan, "–")])
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [
+        (1.0, "1"),
+        (0.9996, "> .999"),
+        (0.0004, "< .001"),
+        (0.0303, "0.030"),
+        (0.0496, "0.0496"),
+        (0.0504, "0.0504"),
+        (math.nan, "–"),
+    ],
+)
 def test_p_values_are_written_as_people_write_them(p: float, text: str) -> None:
     assert p_text(p) == text

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from chexseg_ray.config.parse import load_config
+from chexseg_ray.errors import InputError
 from chexseg_ray.plan.plan import known_sizes, plan
 from chexseg_ray.report.explain import explanation, find_records
 from chexseg_ray.report.page import write_report
@@ -60,3 +61,25 @@ def test_a_row_of_its_results_is_explained_down_to_the_phantom(old_store: Path) 
     assert text.count(": phantom/") - text.count("(see above)") < text.count(": phantom/"), "a record is shown once"
     assert "p 0.5" in text
     assert "(its record is not in the store)" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "message"),
+    [
+        (b"\xff\xfe\x00", 2, "cannot be read"),
+        (b"a,record\n1,x\n", 2, "is not a report's results.csv"),
+        (b"", 2, "is not a report's results.csv"),
+        (
+            b"method,trial,pathology,aggregation,iou,record\nirnet,0,mean,pooled,0.1,\n",
+            9,
+            "no row of results in line 9",
+        ),
+        (b"method,trial,pathology,aggregation,iou,record\nirnet,all,mean,pooled,0.1,\n", 2, "no trial of this setting"),
+    ],
+)
+def test_a_row_that_cannot_be_explained_is_one_line(content: bytes, line: int, message: str, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        find_records(f"{tmp_path}/x.csv:{line}", None)
+    with pytest.raises(InputError, match="cannot be read"):
+        find_records("/nosuch.csv:2", None)

@@ -149,3 +149,20 @@ def test_a_study_that_asks_for_no_gpu_is_estimated_for_cpus_only(
     assert times.startswith(" on this machine (2 CPUs): ")
     assert "  8 CPUs: " in times
     assert "GPU" not in times
+
+
+def test_an_estimated_number_of_images_is_no_reason_for_a_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_study(tiny(tmp_path / "store", "sweep.weak_n=[28]"), plan_only=True) == 0
+    text = capsys.readouterr().out
+    assert "images (estimated): weak 27," in text
+    assert "note:" not in text
+
+
+def test_the_plan_names_sets_that_are_larger_than_the_data(
+    config: StudyConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = config.sweep.model_copy(update={"weak_n": (31,)})
+    assert run_study(config.model_copy(update={"sweep": sweep}), plan_only=True) == 0
+    assert "note: sweep.weak_n=31 exceeds the 30 images of the split 'weak'" in capsys.readouterr().out
