@@ -65,10 +65,14 @@ class Asked:
 
 
 def study_parser(description: str) -> Parser:
-    """Return the parser of a job that works on a study, with CONFIG, overrides and --schema."""
+    """Return the parser of a job that works on a study, with CONFIG, overrides and --schema.
+
+    Args:
+        description: what the job does, which --help prints above the flags.
+    """
     parser = Parser(description, _sections())
     known = f"the name of a config that comes with the package ({', '.join(config_names())}; default: {DEFAULT_CONFIG})"
-    names = f"a YAML file, or {known}; and overrides. A file whose name begins with - stands after --."
+    names = f"a YAML file, or {known}; and overrides. Write a file whose name begins with - after --."
     parser.add_argument("words", nargs="*", metavar="CONFIG | section.field=value", help=names)
     schema = "print the JSON schema of a config, with each field's meaning, and end"
     parser.add_argument("--schema", action="store_true", help=schema)
@@ -117,7 +121,7 @@ def guarded(parser: Parser, run: Callable[[argparse.Namespace], int], arguments:
     end = given.index("--") if "--" in given else len(given)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter ends no run
+            stream.reconfigure(errors="backslashreplace")  # a terminal without some letter does not end a run
     try:
         _refuse_another_checkout(Path(sys.argv[0]))
         flags = parser.parse_intermixed_args(given[:end])

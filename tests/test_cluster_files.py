@@ -96,8 +96,8 @@ def ec2_faults(node_config: dict[str, Any]) -> list[str]:
     from botocore.validate import ParamValidator
 
     shape = Session().get_service_model("ec2").operation_model("RunInstances").input_shape
-    own = {name: value for name, value in node_config.items() if name not in NOT_OF_EC2}
-    report = ParamValidator().validate({"MinCount": 1, "MaxCount": 1, **own}, shape)
+    settings = {name: value for name, value in node_config.items() if name not in NOT_OF_EC2}
+    report = ParamValidator().validate({"MinCount": 1, "MaxCount": 1, **settings}, shape)
     return [line for line in report.generate_report().splitlines() if line]
 
 
@@ -128,7 +128,7 @@ def test_a_mistake_in_a_cluster_file_is_found(old: str, new: str, fault: str) ->
     text = CLUSTER.read_text()
     assert old in text
     found = cluster_faults(text.replace(old, new))
-    assert any(fault in own for own in found), found
+    assert any(fault in message for message in found), found
 
 
 def test_the_cluster_is_as_closed_as_it_says() -> None:
@@ -188,7 +188,7 @@ def pod_faults(value: Any, kind: str) -> list[str]:
     model = getattr(models, kind, None)
     if model is None:  # a plain type, or a free mapping
         return []
-    names = {json: (own, model.openapi_types[own]) for own, json in model.attribute_map.items()}
+    names = {json: (attribute, model.openapi_types[attribute]) for attribute, json in model.attribute_map.items()}
     faults = [f"{kind}.{name}" for name in value if name not in names]
     return faults + [
         fault for name, item in value.items() if name in names for fault in pod_faults(item, names[name][1])
@@ -204,9 +204,9 @@ def test_the_rayjob_has_the_documented_fields_alone() -> None:
     assert cluster["rayVersion"], "KubeRay refuses token mode without it"
     assert cluster["enableInTreeAutoscaling"] is True
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    own = cluster["headGroupSpec"]["template"]["spec"]["serviceAccountName"]
+    account = cluster["headGroupSpec"]["template"]["spec"]["serviceAccountName"]
     for group in cluster["workerGroupSpecs"]:
-        assert group["template"]["spec"]["serviceAccountName"] != own, "the head's account may make pods"
+        assert group["template"]["spec"]["serviceAccountName"] != account, "the head's account may make pods"
         assert (group["replicas"], group["minReplicas"]) == (0, 0)
         assert "restartPolicy" not in group["template"]["spec"], "autoscaler v2 wants Never, its default"
 

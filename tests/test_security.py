@@ -74,7 +74,7 @@ def test_a_pickle_in_a_store_is_never_opened_as_one(tmp_path: Path) -> None:
     torch.save({"weight": Trap(tmp_path / "sprung")}, tmp_path / "weights.pt")
     with pytest.raises(Exception):  # noqa: B017, PT011 - whatever safetensors calls it
         from_safetensors(trap)
-    with pytest.raises(ValueError, match="save its state_dict alone"):
+    with pytest.raises(ValueError, match="save only its state_dict"):
         read_state((tmp_path / "weights.pt").read_bytes())
     store = Store.open(str(tmp_path / "store"))
     store.put("a/0123456789ab/record.json", trap)

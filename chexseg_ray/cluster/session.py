@@ -73,8 +73,8 @@ class RaySession:
         """Join the cluster of RAY_ADDRESS, or start Ray on this machine's loopback; do nothing where Ray runs already.
 
         Raises:
-            InputError: the cluster's Ray or Python has another version, it refuses our token, or it lacks what the
-                study asks for.
+            InputError: the cluster's Ray or Python has another version, it refuses our token, or it does not
+                have what the study asks for.
             TransientError: no cluster answers.
         """
         for name, value in _ENVIRONMENT.items():
@@ -117,7 +117,7 @@ def close_token_file(path: Path) -> None:
     """Let only its owner read a token file, because a local Ray makes one that every user of the machine can read.
 
     Args:
-        path: the file; one that is not there, or belongs to another user, is left as it is.
+        path: the file; one that is not there, or belongs to another user, is left unchanged.
     """
     if path.is_file() and path.stat().st_uid == os.getuid():
         path.chmod(0o600)

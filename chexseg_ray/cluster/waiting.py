@@ -52,7 +52,7 @@ class Watch:
 
     def _run(self) -> None:
         """Look at the nodes until the watch ends."""
-        lacking_since, printed_at, printed = 0.0, 0.0, ""  # `printed` is empty while no line stands
+        lacking_since, printed_at, printed = 0.0, 0.0, ""  # `printed` is empty while no line is shown
         while not self._ended.wait(self._every):
             try:
                 now, alive = time.monotonic(), self._nodes()

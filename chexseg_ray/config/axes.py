@@ -175,7 +175,7 @@ def used_axes(points: Sequence[SweepPoint]) -> list[Axis]:
 
 
 def columns(points: Sequence[SweepPoint]) -> list[str]:
-    """Return the names of the points' axes in the order of the columns of results.csv: _COLUMNS, then the others."""
+    """Return the names of the axes of `points` in the order of results.csv's columns: _COLUMNS, then the others."""
     used = [axis.name for axis in used_axes(points)]
     return [*(name for name in _COLUMNS if name in used), *(name for name in used if name not in _COLUMNS)]
 
@@ -200,12 +200,12 @@ def setting_table(points: Sequence[SweepPoint]) -> tuple[list[str], list[list[st
 
 
 def extra_words(point: SweepPoint) -> list[str]:
-    """Return a point's values on axes with a default, where they differ from it, as they are written in a sentence."""
+    """Return, as texts for a sentence, the values of `point` that differ from the default of their axis."""
     extra = [axis for axis in AXES if axis.default is not ... and getattr(point, axis.name) != axis.default]
     return [axis.words(getattr(point, axis.name)) for axis in extra]
 
 
 def value_words(name: str, point: SweepPoint) -> str:
-    """Return a point's value on the axis `name` as it is written in a sentence, such as `p = 0.9`."""
+    """Return the value of `point` on the axis `name` as a text for a sentence, such as `p = 0.9`."""
     words = next(axis.words for axis in AXES if axis.name == name)
     return words(getattr(point, name))

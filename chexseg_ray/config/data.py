@@ -98,7 +98,7 @@ class DataConfig(Section):
         if value is None:
             return None
         if not value or value.startswith("/") or "\\" in value or ":" in value or ".." in value.split("/"):
-            raise ValueError("is no plain path below data.root: put the file there, and name it from there")
+            raise ValueError("is not a plain path below data.root: put the file there, and name it from there")
         return value
 
     @field_validator("columns")

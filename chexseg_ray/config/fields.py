@@ -33,12 +33,12 @@ def unique(values: tuple[T, ...]) -> tuple[T, ...]:
 
 
 def list_of(kind: Any) -> Any:
-    """Return the pydantic type of a YAML list of different values of one kind, read as a tuple."""
+    """Return the pydantic type of a YAML list of different values of the type `kind`, read as a tuple."""
     return Annotated[tuple[kind, ...], Field(strict=False), AfterValidator(unique)]
 
 
 def tuple_of(kind: Any) -> Any:
-    """Return the pydantic type of a YAML list of values of one kind, which may repeat, read as a tuple."""
+    """Return the pydantic type of a YAML list of values of the type `kind`, which may repeat, read as a tuple."""
     return Annotated[tuple[kind, ...], Field(strict=False)]
 
 

@@ -1,4 +1,4 @@
-"""Turns YAML text and `section.field=value` overrides into a StudyConfig, or into one line that says what is wrong."""
+"""Turns YAML text and `section.field=value` overrides into a StudyConfig, or into one line about what is wrong."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,15 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses duplicate keys and reads 1e-3 as a number (YAML 1.2)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Read a mapping of a YAML file, as SafeLoader does.
+
+        Args:
+            node: the mapping's node.
+            deep: whether its values are read at once, as in SafeLoader.
+
+        Raises:
+            ConstructorError: a key appears twice.
+        """
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
@@ -101,7 +110,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
         inner = node.setdefault(key, {})
         if not isinstance(inner, dict):
             whole = ".".join(parents[: depth + 1])
-            raise InputError(f"override {override!r}: {whole} is {inner!r} and no section: write {whole}=...")
+            raise InputError(f"override {override!r}: {whole} is {inner!r}, not a section: write {whole}=...")
         node = inner
     key = _key_in(node, parents, last, f"override {override!r}: no field")
     node[key] = _parse_yaml(text, f"override {override!r}")

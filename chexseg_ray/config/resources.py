@@ -1,6 +1,6 @@
 """The section `compute`: what each stage requests from Ray.
 
-It says where and how fast, and changes no result and no address, so every field has a default.
+It describes where and how fast a study runs, and changes no result and no address, so every field has a default.
 """
 
 from typing import Annotated, Literal

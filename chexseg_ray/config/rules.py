@@ -86,7 +86,7 @@ def _selection_is_among_the_pathologies(config: "StudyConfig") -> None:
     for name, section in (("classifier", config.classifier), ("encoder_classifier", config.encoder_classifier)):
         unknown = [pathology for pathology in section.selection_pathologies if pathology not in config.data.pathologies]
         if unknown:
-            raise ValueError(f"{name}.selection_pathologies names {unknown[0]!r}, which data.pathologies lacks")
+            raise ValueError(f"{name}.selection_pathologies names {unknown[0]!r}, which is missing in data.pathologies")
 
 
 def _cams_fit_their_classifier(config: "StudyConfig") -> None:
@@ -125,13 +125,13 @@ def _pretraining_names_are_used(config: "StudyConfig") -> None:
     for path in pretraining.normalisation:
         if path not in files:
             guess = did_you_mean(path, sorted(files))
-            raise ValueError(
-                f"pretraining.normalisation names {path!r}, which is no init and no ImageNet file of this study{guess}"
-            )
+            rule = "which is neither an init nor an ImageNet file of this study"
+            raise ValueError(f"pretraining.normalisation names {path!r}, {rule}{guess}")
     for encoder in pretraining.imagenet_files:
         if encoder not in encoders:
             guess = did_you_mean(encoder, sorted(encoders))
-            raise ValueError(f"pretraining.imagenet_files names {encoder!r}, which is no encoder of this study{guess}")
+            rule = "which is not an encoder of this study"
+            raise ValueError(f"pretraining.imagenet_files names {encoder!r}, {rule}{guess}")
 
 
 def _actors_are_in_order(config: "StudyConfig") -> None:
@@ -148,7 +148,7 @@ def _batches_can_be_shared(config: "StudyConfig") -> None:
     workers = config.compute.irnet.num_workers
     if config.irnet.batch_size % max(1, workers):
         raise ValueError(
-            f"irnet.batch_size={config.irnet.batch_size} is no multiple of compute.irnet.num_workers={workers}"
+            f"irnet.batch_size={config.irnet.batch_size} is not a multiple of compute.irnet.num_workers={workers}"
         )
     trainings: dict[str, tuple[Any, str, Any]] = {
         "classifier": (config.classifier, "classifier", config.compute.classifier.num_workers),

@@ -121,7 +121,7 @@ class SweepConfig(_SweepAxes):  # type: ignore[misc]
 class ContrastConfig(_ContrastAxes):  # type: ignore[misc]
     """A difference that is asked for beforehand: one axis has two values [first, second], other axes have one.
 
-    An axis that is left out stands for all of its values, and each value gives a contrast of its own.
+    An axis that is left out takes all of its values in turn, and each value gives a contrast of its own.
     """
 
     @model_validator(mode="after")

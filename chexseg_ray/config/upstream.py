@@ -128,7 +128,7 @@ class MocoConfig(Section):
     @model_validator(mode="after")
     def _queue_fits(self) -> Self:
         if self.queue_size % self.batch_size:
-            raise ValueError(f"queue_size={self.queue_size} is no multiple of batch_size={self.batch_size}")
+            raise ValueError(f"queue_size={self.queue_size} is not a multiple of batch_size={self.batch_size}")
         return self
 
 
@@ -234,7 +234,7 @@ class IrnetConfig(Section):
         if self.background >= self.foreground:
             raise ValueError(f"background={self.background} must be below foreground={self.foreground}")
         if self.rescale[0] > self.rescale[1]:
-            raise ValueError(f"rescale={list(self.rescale)}: the smaller scale stands first")
+            raise ValueError(f"rescale={list(self.rescale)}: the smaller scale comes first")
         if self.instance_wise and not self.displacement:
             raise ValueError("instance_wise groups cells by the displacement branch: set irnet.displacement=true")
         return self

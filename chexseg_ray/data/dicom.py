@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def is_dicom(data: bytes) -> bool:
-    """Return whether bytes are those of a DICOM file (part 10: `DICM` after a preamble of 128 bytes)."""
+    """Return whether `data` are the bytes of a DICOM file (part 10: `DICM` after a preamble of 128 bytes)."""
     return data[128:132] == b"DICM"
 
 

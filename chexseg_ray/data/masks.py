@@ -80,7 +80,13 @@ def decode_runs(counts: str) -> list[int]:
 
 
 def decode_rle(rle: Rle) -> npt.NDArray[np.bool_]:
-    """Decode a mask to bool [height, width].
+    """Decode a mask.
+
+    Args:
+        rle: the mask's run lengths and size.
+
+    Returns:
+        bool [height, width].
 
     Raises:
         ValueError: the size is out of bounds, or the runs do not add up to it; both are checked before allocating.
@@ -236,5 +242,9 @@ def exchange_json(entries: Mapping[str, Mapping[str, Mapping[str, object]]]) -> 
 
 
 def is_empty(rle: Rle) -> bool:
-    """Return whether a mask has no pixel set."""
+    """Return whether the mask `rle` has no pixel set.
+
+    Raises:
+        ValueError: its counts are not a COCO run-length string.
+    """
     return sum(decode_runs(rle.counts)[1::2]) == 0

@@ -17,7 +17,7 @@ _BAND_ROWS = 512  # rows that are drawn at once, because three floats per pixel 
 
 
 def colour(index: int) -> tuple[int, int, int]:
-    """Return the colour of the pathology with this index, as red, green and blue of 0 to 255."""
+    """Return the colour of pathology number `index` as red, green and blue, 0 to 255; after the last they repeat."""
     text = COLOURS[index % len(COLOURS)]
     return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
 

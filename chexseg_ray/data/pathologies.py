@@ -20,7 +20,7 @@ _ALIASES = {"Airspace Opacity": ("Airspace Opacity", "Lung Opacity")}
 
 
 def names_of(pathology: str) -> tuple[str, ...]:
-    """Return the names that a file may use for a pathology, preferred first.
+    """Return the names that a file may use for `pathology`, preferred first.
 
     CheXpert calls Airspace Opacity Lung Opacity.
     """

@@ -103,7 +103,7 @@ class _Canvas:
         return np.asarray(resized, dtype=np.float32)
 
     def inside(self, distance: Field) -> Field:
-        """Return a soft step: 1 inside a shape (negative signed distance), 0 outside."""
+        """Return a soft step of the signed `distance` to a shape: 1 inside, where it is negative, and 0 outside."""
         return np.asarray(1 / (1 + np.exp(np.clip(distance / self.soft, -30, 30))), dtype=np.float32)
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, angle: float = 0.0, power: float = 2.0) -> Field:
@@ -123,7 +123,7 @@ class _Canvas:
         return np.asarray(((u**power + v**power) ** (1 / power) - 1) * min(rx, ry), dtype=np.float32)
 
     def blend(self, weight: Field, value: float) -> None:
-        """Move the image's brightness towards a value, by a weight of 0 to 1 per pixel."""
+        """Move the image's brightness towards `value`, in each pixel by its `weight` in [0, 1]."""
         self.image += weight * (value - self.image)
 
 

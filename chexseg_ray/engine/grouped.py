@@ -36,12 +36,12 @@ def group_slices(num_rows: int, group_rows: int) -> list[slice]:
 
 
 def files_of(results: Sequence[Row]) -> list[FileEntry]:
-    """The entries under `files` of all results, in their order."""
+    """Return the entries under `files` of all `results`, in their order."""
     return [entry for result in results for entry in result["files"]]
 
 
 def rows_of(results: Sequence[Row]) -> int:
-    """The sum of `rows` over all results."""
+    """Add up `rows` over all `results`."""
     return sum(int(result["rows"]) for result in results)
 
 
@@ -145,7 +145,7 @@ def _entry_as_json(value: object) -> dict[str, Any]:
 
 
 def _entry_from_json(value: dict[str, Any]) -> Any:
-    """The inverse of _entry_as_json; any other JSON object stays as it is."""
+    """The inverse of _entry_as_json; any other JSON object stays unchanged."""
     return FileEntry(**value[_ENTRY]) if _ENTRY in value else value
 
 

@@ -143,7 +143,15 @@ def unpack_masks(packed: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.boo
 
 
 def accepted_ids(store: Store, record: Record) -> list[str]:
-    """The cxr_ids of a record's masks, sorted."""
+    """Read the cxr_ids of a record's masks.
+
+    Args:
+        store: holds the record's files.
+        record: an images or pseudo_masks record.
+
+    Returns:
+        The cxr_ids, sorted.
+    """
     return sorted(_recorded_ids(store, record, "masks/"))
 
 

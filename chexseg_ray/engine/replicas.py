@@ -16,7 +16,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Replica:
-    """One of `count` processes that train one network together; rank 0 of 1 in a process that trains alone."""
+    """One of `count` processes that train one network together; rank 0 of 1 in a process that trains by itself."""
 
     rank: int
     count: int

@@ -82,4 +82,4 @@ def read_source(source: Source, name: str) -> bytes:
         return source.read(name)
     except FileNotFoundError:
         remedy = "check data.root and the file names in the data section"
-        raise InputError(f"{source.base}/{name}: is no file: {remedy}") from None
+        raise InputError(f"{source.base}/{name}: is not a file: {remedy}") from None

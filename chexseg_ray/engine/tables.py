@@ -85,7 +85,7 @@ def cam_schema(pathologies: Sequence[str], grid: Sequence[int]) -> pa.Schema:
 
 
 def part_name(folder: str, group: int) -> str:
-    """The path of the part file of group number `group` in a folder."""
+    """Return the path of the part file of group number `group` in `folder`."""
     return f"{folder}/part-{group:05d}.parquet"
 
 

@@ -1,8 +1,8 @@
 """What one training exports while it runs: metrics for Prometheus, and its history as TensorBoard events in the store.
 
 Only rank 0 exports. `tensorboard --logdir {store.root}/tensorboard` reads the events: one folder per training, one file
-per entry of its history. So a training that goes on from a saved state writes the same files again, and nothing is ever
-appended to a file, which an object store could not do.
+per entry of its history. So a training that continues from a saved state writes the same files again, and nothing is
+ever appended to a file, which an object store could not do.
 """
 
 import re
@@ -25,7 +25,7 @@ class Telemetry:
         run: the training's name.
         stage: the kind of step that it makes.
         total: number of updates of the whole training.
-        update: number of updates done when it begins, which is not 0 when it goes on from a saved state.
+        update: number of updates done when it begins, which is not 0 when it continues from a saved state.
         shows: whether this process exports.
     """
 

@@ -139,7 +139,7 @@ class TrainingRun:
         note: Callable[[Values], str] | None = None,
         point: tuple[str, float] | None = None,
     ) -> None:
-        """Do updates until the training is as long as its settings say.
+        """Do updates until the training is as long as its settings ask for.
 
         Args:
             update: does update u, a function of (weights, seed, u).
@@ -209,12 +209,12 @@ class TrainingRun:
 
 
 def tenths(num_updates: int) -> set[int]:
-    """Ten numbers of updates at equal distances, the last of which is `num_updates`."""
+    """Return ten numbers of updates at equal distances, the last of which is `num_updates`."""
     return parts_of(num_updates, 10)
 
 
 def parts_of(num_updates: int, parts: int) -> set[int]:
-    """The ends of `parts` equal parts of a training, in updates."""
+    """Cut a training of `num_updates` updates into `parts` equal parts, and return the updates that end them."""
     return {math.ceil(num_updates * (i + 1) / parts) for i in range(parts)}
 
 

@@ -1,4 +1,4 @@
-"""Training state at the step's address: what a killed training goes on from, in every mode.
+"""Training state at the step's address: a killed training continues from it, in every mode.
 
 One safetensors file per state, `state/{update}-{attempt}-{sha256[:16]}`: tensors by name, numbers in the metadata. The
 newest state with the right hash is used; two are kept. Random numbers and sampler positions are functions of (seed,

@@ -108,13 +108,28 @@ def _by_patient(values: Floats, rows: npt.NDArray[np.int64], patients: int) -> F
 def positive_patients(
     counts: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], patients: int
 ) -> npt.NDArray[np.int64]:
-    """Count the patients who have a true pixel of each pathology, int64 [K]. Arguments as in pooled_sums."""
+    """Count the patients who have a true pixel of each pathology.
+
+    Args:
+        counts: int64 [N, K, 3], pixels of intersection, prediction and truth.
+        rows: each image's patient number, int64 [N].
+        patients: P.
+
+    Returns:
+        int64 [K] in [0, P].
+    """
     positive: npt.NDArray[np.int64] = (_by_patient(counts[..., 2].astype(np.float64), rows, patients) > 0).sum(axis=0)
     return positive
 
 
 def patients_with_any(counts: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], patients: int) -> int:
-    """Count the patients who have a true pixel of any pathology. Arguments as in pooled_sums."""
+    """Count the patients who have a true pixel of any pathology, in [0, P].
+
+    Args:
+        counts: int64 [N, K, 3], pixels of intersection, prediction and truth.
+        rows: each image's patient number, int64 [N].
+        patients: P.
+    """
     return int((_by_patient(counts[..., 2].astype(np.float64), rows, patients) > 0).any(axis=1).sum())
 
 
@@ -136,14 +151,14 @@ def patient_weights(patients: int, replicates: int, seed: int) -> npt.NDArray[np
 
 
 def mean_over_pathologies(values: Floats, defined: npt.NDArray[np.bool_]) -> Floats:
-    """Average over the pathologies that the full set defines; a replicate leaves out those that it lacks.
+    """Average over the pathologies that the full set defines; a replicate leaves out those that are missing in it.
 
     Args:
         values: float64 [..., K].
         defined: bool [K], whether the full set defines the pathology.
 
     Returns:
-        float64 [...]; NaN where a replicate lacks all of them.
+        float64 [...]; NaN where all of them are missing in a replicate.
     """
     return nan_mean(np.moveaxis(values[..., defined], -1, 0))
 
@@ -157,7 +172,7 @@ def effective_patients(replicates: Floats, positive: npt.NDArray[np.int64], most
     Args:
         replicates: float64 [B, K] of the defined pathologies.
         positive: patients that show each of them, int64 [K].
-        most: patients that show any of them, the upper limit; the formula alone may exceed it, as it counts a patient
+        most: patients that show any of them, the upper limit; the formula itself may exceed it, as it counts a patient
             once for each pathology.
 
     Returns:

@@ -76,9 +76,13 @@ def paired_difference(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number by Holm's (1979) step-down method, in the given order.
+    """Correct p-values for their number by Holm's (1979) step-down method.
 
-    NaN stays NaN, but counts as a planned test.
+    Args:
+        p_values: in [0, 1]; a NaN stays NaN, but counts as a planned test.
+
+    Returns:
+        The corrected p-values in [0, 1], in the given order.
     """
     order = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
     out, highest = [math.nan] * len(p_values), 0.0

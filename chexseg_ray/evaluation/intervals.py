@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its interval; where the interval is undefined, low and high are NaN and `reason` says why.
+    """A mean with its interval; where the interval is undefined, low and high are NaN and `reason` explains it.
 
     n is the number of trials; in a patient bootstrap the number of patients that show the pathology, or for a mean over
     pathologies effective_patients(), rounded down.
@@ -34,7 +34,13 @@ class Interval:
 
 
 def undefined(mean: float, n: int, reason: str) -> Interval:
-    """Make an Interval without low and high, and with the reason."""
+    """Make an Interval that has no low and no high.
+
+    Args:
+        mean: the mean; it may be NaN.
+        n: the number of trials or patients, as in Interval.
+        reason: why there is no interval.
+    """
     return Interval(mean, math.nan, math.nan, n, reason)
 
 
@@ -172,10 +178,15 @@ def satterthwaite_t(level: float, variances: Sequence[float], dfs: Sequence[floa
 
 
 def cochran_cox_t(level: float, variances: Sequence[float], dfs: Sequence[float]) -> float:
-    """Mean of the t quantiles of all degrees of freedom, weighted by the variances (Cochran and Cox 1950).
+    """Average the t quantiles of all degrees of freedom, weighted by the variances (Cochran and Cox 1950).
 
     Its intervals are never too narrow; Satterthwaite's cover 92 % instead of 95 % when 3 trials vary more than the
-    patients. Arguments as in satterthwaite_t.
+    patients.
+
+    Args:
+        level: two-sided, in (0, 1).
+        variances: estimates v >= 0, not all 0.
+        dfs: degrees of freedom of each.
     """
     quantiles = [float(student.ppf(0.5 + level / 2, df)) for df in dfs]
     return sum(v * t for v, t in zip(variances, quantiles, strict=True)) / sum(variances)

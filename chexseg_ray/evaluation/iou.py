@@ -51,7 +51,15 @@ def per_image_iou(counts: npt.NDArray[np.int64], true_pos_only: bool) -> npt.NDA
 
 
 def image_iou(counts: npt.NDArray[np.int64], true_pos_only: bool) -> npt.NDArray[np.float64]:
-    """Compute each image's IoU, float64 [N, K]; NaN where the image is left out. Arguments as in per_image_iou."""
+    """Compute each image's IoU.
+
+    Args:
+        counts: int64 [N, K, 3], pixels of intersection, prediction and truth.
+        true_pos_only: whether images where prediction or truth is empty are left out, not only those where both are.
+
+    Returns:
+        float64 [N, K] in [0, 1]; NaN where the image is left out.
+    """
     intersection, predicted, truth = counts[..., 0], counts[..., 1], counts[..., 2]
     iou = _ratio(intersection, predicted + truth - intersection)
     if true_pos_only:

@@ -45,7 +45,11 @@ class Demand:
         return f"compute.{self.section} asks for {' and '.join(kinds)}"
 
     def fits(self, nodes: Sequence[Node]) -> bool:
-        """Return whether the bundles fit on empty nodes, each bundle on one node."""
+        """Return whether the bundles fit on empty nodes, each bundle on one node.
+
+        Args:
+            nodes: the total CPU and GPU of each node.
+        """
         free = [[node.get("CPU", 0.0), node.get("GPU", 0.0)] for node in nodes]
         for cpus, gpus in sorted(self.bundles, reverse=True, key=lambda bundle: (bundle[1], bundle[0])):
             room = [node for node in free if node[0] + _TOLERANCE >= cpus and node[1] + _TOLERANCE >= gpus]
@@ -151,7 +155,7 @@ def refuse_what_is_lacking(
         where: `this machine` or `the cluster`.
 
     Raises:
-        InputError: a demand fits on no present or future nodes; names the section of `compute` and what there is.
+        InputError: a demand fits on no present or future nodes; names the section of `compute` and the nodes.
     """
     for demand in itertools.chain.from_iterable(wanted.values()):
         if demand.fits([*nodes, *growth]):

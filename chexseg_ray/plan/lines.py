@@ -39,7 +39,13 @@ def plan_lines(
 
 
 def image_lines(planned: Sequence[PlannedStep], config: StudyConfig, sizes: Sizes) -> Iterator[str]:
-    """Yield the number of images of each split; phantoms that are not drawn yet have an estimated number."""
+    """Yield the number of images of each split; phantoms that are not drawn yet have an estimated number.
+
+    Args:
+        planned: every step of the study.
+        config: the study's config.
+        sizes: number of images of each split, as far as it is known.
+    """
     counts = [f"{split} {sizes[split]:,}" for split in ("weak", "expert_train", "validation", "test") if split in sizes]
     is_drawn = all(item.built for item in planned if item.step.name == "manifest")
     heading = "images" if config.data.root is not None or is_drawn else "images (estimated)"
@@ -48,7 +54,13 @@ def image_lines(planned: Sequence[PlannedStep], config: StudyConfig, sizes: Size
 
 
 def step_lines(planned: Sequence[PlannedStep], study: Study, store: Store) -> Iterator[str]:
-    """Yield a line for each step: built, or missing with reason and cost; of many steps of one kind only the first."""
+    """Yield a line for each step: built, or missing with reason and cost; of many steps of one kind only the first.
+
+    Args:
+        planned: every step of the study.
+        study: its graph, which names the sweep points.
+        store: the study's store; its records show why a step is missing.
+    """
     labels = {step.address: point.label for point, step in study.points}
     records = {name: store.records(name, _COMPARED) for name in {item.step.name for item in planned if not item.built}}
     shown: dict[tuple[str, str], int] = {}
@@ -85,7 +97,12 @@ def _seconds(item: PlannedStep) -> str:
 
 
 def matrix_lines(study: Study, config: StudyConfig) -> Iterator[str]:
-    """Yield the table of the settings; settings that differ in p only share a row."""
+    """Yield the table of the settings; settings that differ in p only share a row.
+
+    Args:
+        study: the graph, in which each training occurs once.
+        config: the study's config, whose grids may list a training twice.
+    """
     named, settings = len(named_points(config)), {point.setting for point, _ in study.points}
     repeated = named - len(study.points)
     yield ""
@@ -104,7 +121,12 @@ def _trials(trials: Mapping[float, int]) -> str:
 
 
 def sharing_lines(planned: Sequence[PlannedStep], points: int) -> Iterator[str]:
-    """Yield the table of the steps that several trainings use."""
+    """Yield the table of the steps that several trainings use.
+
+    Args:
+        planned: every step of the study.
+        points: number of trainings of the study.
+    """
     yield ""
     yield "shared steps are made once; the last column counts the trainings that use them"
     rows = []
@@ -129,7 +151,12 @@ def _description(step: Step) -> str:
 
 
 def cost_lines(missing: Sequence[PlannedStep], config: StudyConfig) -> Iterator[str]:
-    """Yield the table of the missing steps' cost at the rates of compute.rates, one row per kind of step."""
+    """Yield the table of the missing steps' cost at the rates of compute.rates, one row per kind of step.
+
+    Args:
+        missing: the steps that are not built.
+        config: the study's config.
+    """
     rates = config.compute.rates
     names = list(dict.fromkeys(item.step.name for item in missing))
     rows: list[tuple[str, ...]] = [

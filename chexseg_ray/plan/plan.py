@@ -72,7 +72,13 @@ def _serves(study: Study) -> dict[str, int]:
 
 
 def asks_for_gpu(step: Step, config: StudyConfig, weak_n: Mapping[str, int]) -> bool:
-    """Return whether a step requests a GPU; `weak_n` maps the address of a trial's step to the size of its weak set."""
+    """Return whether a step requests a GPU.
+
+    Args:
+        step: the step.
+        config: the study's config.
+        weak_n: the size of the weak set by the address of each trial's steps.
+    """
     kind = KINDS[step.name]
     section = config.compute.segmentation.of(weak_n[step.address]) if kind.per_trial else config.compute.of(kind.asks)
     return getattr(section, "num_gpus", 0) > 0
@@ -82,6 +88,11 @@ def known_sizes(study: Study, store: Store, config: StudyConfig) -> dict[str, in
     """Return the number of images of each split, as far as it is known without reading the data.
 
     It comes from the split's manifest if that is built, otherwise from `data.phantom` or `compute.rates.images`.
+
+    Args:
+        study: the graph.
+        store: the study's store, which may have the manifests.
+        config: the study's config.
     """
     sizes: dict[str, int] = {str(split): number for split, number in config.compute.rates.images.items()}
     phantom, validation = config.data.phantom, config.data.num_validation
@@ -96,11 +107,16 @@ def known_sizes(study: Study, store: Store, config: StudyConfig) -> dict[str, in
 
 
 def built_sizes(study: Study, store: Store) -> dict[str, int]:
-    """Return the number of images of each split whose manifest is built."""
+    """Return the number of images of each split whose manifest is built.
+
+    Args:
+        study: the graph.
+        store: the study's store.
+    """
     records = {step.config["split"]: store.find(step) for step in manifests(study)}
     return {split: record.rows for split, record in records.items() if record is not None}
 
 
 def manifests(study: Study) -> list[Step]:
-    """Return the manifest step of each split that the study uses."""
+    """Return the manifest step of each split that `study` uses."""
     return [step for step in study.upstream() if step.name == "manifest"]

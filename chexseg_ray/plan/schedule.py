@@ -114,11 +114,12 @@ def schedule_lines(missing: Sequence[PlannedStep], study: Study, config: StudyCo
     for gpus in _GPUS:
         hours = wall_hours(missing, study, config, Machine(gpus, CPUS_PER_GPU * gpus))
         price = hours * gpus * (rates.gpu_hour + CPUS_PER_GPU * rates.cpu_hour)
-        yield f"  {gpus:>2} GPUs: {hours_text(hours)}; {hours * gpus:.0f} GPU-hours, {price:.0f} {unit}"
+        name = "GPU" if gpus == 1 else "GPUs"
+        yield f"  {gpus:>2} {name}: {hours_text(hours)}; {hours * gpus:.0f} GPU-hours, {price:.0f} {unit}"
 
 
 def hours_text(hours: float) -> str:
-    """Return `40 s`, `12 min` or `3.5 h`."""
+    """Return `hours` as a text such as `40 s`, `12 min` or `3.5 h`."""
     if hours < 1 / 60:
         return f"{max(1, round(hours * 3600))} s"
     return f"{hours * 60:.0f} min" if hours < 1.5 else f"{hours:.1f} h"

@@ -58,7 +58,7 @@ def export_record(store: Store, record: Record, licence: str | None) -> Exported
         licence: of the data; None where the study's config is not known.
 
     Raises:
-        InputError: the weights are not those that were written, or the record lacks facts of a segmentation network.
+        InputError: the weights are not those that were written, or facts of a segmentation network are missing.
     """
     from safetensors import SafetensorError
 
@@ -70,7 +70,7 @@ def export_record(store: Store, record: Record, licence: str | None) -> Exported
             raise
         cause = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise InputError(
-            f"{record.address}: is no whole record of a segmentation network ({cause}): delete it and run again"
+            f"{record.address}: is not a whole record of a segmentation network ({cause}): delete it and run again"
         ) from None
 
 
@@ -190,8 +190,8 @@ def read_model(folder: str) -> ExportedModel:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         cause = " ".join(str(error).split())[:120]
         if isinstance(error, KeyError):
-            cause = f"lacks {cause}"
-        raise InputError(f"{folder}/{CARD}: is no card of {FORMAT!r} ({cause}): export the model again") from None
+            cause = f"{cause} is missing"
+        raise InputError(f"{folder}/{CARD}: is not a card of {FORMAT!r} ({cause}): export the model again") from None
     if hashlib.sha256(contents[WEIGHTS]).hexdigest() != card["sha256"]:
         raise InputError(f"{folder}/{WEIGHTS}: is not the file that {CARD} was written with: export the model again")
     return ExportedModel(card, contents[WEIGHTS])
@@ -228,7 +228,7 @@ def _check(card: Any) -> None:
     if not (isinstance(data, str) or has_hashes) or not isinstance(facts["expert_masks"], int):
         raise ValueError("trained_on: data or expert_masks")
     if not isinstance(p, int | float) or not 0 <= p <= 1:
-        raise ValueError("trained_on: p is no number in [0, 1]")
+        raise ValueError("trained_on: p is not a number in [0, 1]")
     for part, name in (
         (facts, "pseudo_masks"),
         (facts, "pseudo_mask_method"),

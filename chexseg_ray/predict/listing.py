@@ -51,7 +51,7 @@ class XRays:
     def only_here(self) -> str | None:
         """The first X-ray that lies on this machine and is named by a path; None where there is none.
 
-        Other nodes may lack it. A `file://` URI states that every node has the file.
+        Other nodes may not have it. A `file://` URI states that every node has the file.
         """
         for x_ray in self.files:
             is_local = isinstance(self.filesystems[x_ray.place], pafs.LocalFileSystem)
@@ -125,7 +125,7 @@ def _list_word(filesystem: pafs.FileSystem, number: int, where: str, word: str) 
         yield x_ray, FilePath(number, seen, seen.rpartition("/")[2])
         return
     else:
-        raise InputError(f"{word}: is no file and no folder: name X-rays, a folder of them or a CSV file")
+        raise InputError(f"{word}: is neither a file nor a folder: name X-rays, a folder of them or a CSV file")
     for path, entry in listed.items():
         whole = f"{folder}/{path}"
         x_ray = XRay("", number, whole, f"{head}{whole}", entry.stamp, _fault(whole, entry))
@@ -231,7 +231,7 @@ def _select(filesystem: pafs.FileSystem, where: str) -> dict[str, _File]:
 
 
 def _walk(where: str) -> tuple[dict[str, _File], int]:
-    """All that lies below a local folder and is no folder, by its path from there, and the number of linked folders.
+    """Everything but folders below a local folder, by its path from there, and the number of linked folders.
 
     Linked folders are not followed.
     """
@@ -260,7 +260,7 @@ def _list_csv(filesystem: pafs.FileSystem, where: str, word: str) -> dict[str, _
     files. A file that is missing there too stays in the list; it is rejected later as missing.
 
     Raises:
-        InputError: the file is no CSV with a column Path, or a link leads out of its folder.
+        InputError: the file is not a CSV with a column Path, or a link leads out of its folder.
     """
     with storage("read", word), filesystem.open_input_file(where) as stream:
         paths = read_paths(stream.read(), word)

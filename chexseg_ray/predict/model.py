@@ -17,7 +17,7 @@ def load_model(name: str, overrides: Sequence[str] = ()) -> ExportedModel:
     """Load the model that a command line names.
 
     Args:
-        name: a file, which is a study's config and stands for its best model by validation; the folder of a
+        name: a file, which is a study's config and means its best model by validation; the folder of a
             segmentation or evaluation record in a store; or a folder that jobs/export.py wrote.
         overrides: `section.field=value` for a study.
 
@@ -39,7 +39,7 @@ def load_model(name: str, overrides: Sequence[str] = ()) -> ExportedModel:
             return export_record(store, record, None)
         if stage == "segmentation":
             remedy = "name the folder segmentation/... of a store that holds record.json"
-            raise InputError(f"{name}: is no record of a segmentation network: {remedy}")
+            raise InputError(f"{name}: is not a record of a segmentation network: {remedy}")
     return read_model(name)
 
 

@@ -23,7 +23,7 @@ class _Probabilities(nn.Module):
         self.network = network
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Compute the probabilities of normalised images."""
+        """Compute the probabilities [B, K, S, S], in [0, 1], of normalised `images` [B, 3, S, S]."""
         scores: torch.Tensor = self.network(images).sigmoid()
         return scores
 

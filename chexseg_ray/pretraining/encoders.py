@@ -20,7 +20,7 @@ from torch import nn
 from chexseg_ray.data.normalisation import STATISTICS
 
 HEADS = ("fc.", "_fc.", "classifier.", "head.", "linear.", "last_linear.")
-# what stands before the encoder's names in a file: who writes such files, and the statistics that they usually go with
+# the prefix of the encoder's names in a file: who writes such files, and the statistics that they usually go with
 PREFIXES = {
     "": ("torchvision, timm or smp", "imagenet"),
     "model.model.": ("CheXpert's Lightning classifier", "imagenet"),
@@ -30,7 +30,7 @@ PREFIXES = {
     "module.": ("a DataParallel network", "imagenet"),
     "model.": ("a Lightning network", "imagenet"),
 }
-_TRACKED = "num_batches_tracked"  # BatchNorm's counter; old files lack it, and nothing reads it
+_TRACKED = "num_batches_tracked"  # BatchNorm's counter; old files do not have it, and nothing reads it
 _TIMM_STAGE = re.compile(r"_(\d+)\.")  # smp's `stages_0.` is the file's `stages.0.`
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")  # now `norm1.`, in old files `norm.1.`
 
@@ -75,7 +75,14 @@ def build_encoder(architecture: str) -> nn.Module:
 
 
 def encoder_channels(architecture: str) -> int:
-    """The number of channels of an encoder's last features. Raises ValueError as build_encoder does."""
+    """Return the number of channels of an encoder's last features.
+
+    Args:
+        architecture: smp's name of the encoder; `tu-...` for one of timm.
+
+    Raises:
+        ValueError: smp knows no such encoder.
+    """
     encoder: Any = build_encoder(architecture)
     return int(encoder.out_channels[-1])
 
@@ -103,7 +110,7 @@ def read_state(data: bytes) -> dict[str, torch.Tensor]:
     except (UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign:
-            reason = f"it holds a {foreign.group(1)}: save its state_dict alone"
+            reason = f"it holds a {foreign.group(1)}: save only its state_dict"
         elif str(error):
             reason = str(error).splitlines()[0]
         else:
@@ -151,8 +158,8 @@ def read_encoder(
 
     Returns:
         All weights of the encoder. `provenance` has the `format`, the number of names that were `loaded`, the encoder's
-        names that the file `lacks` (only num_batches_tracked may be missing), the beginnings of the file's names that
-        were `left_out`, and the `normalisation`.
+        names that are missing in the file (`lacks`; only num_batches_tracked may be), the beginnings of the file's
+        names that were `left_out`, and the `normalisation`.
 
     Raises:
         ValueError: the file holds no weights; the weights are of another architecture, or of pathologies in another
@@ -206,7 +213,7 @@ def _names_in_file(expected: Iterable[str], state: Mapping[str, torch.Tensor]) -
         state: the file's tensors by name.
 
     Returns:
-        What stands before the encoder's names in the file, and the name in the file of each name that is there.
+        The prefix of the encoder's names in the file, and the name in the file of each name that is there.
 
     Raises:
         ValueError: none is there.

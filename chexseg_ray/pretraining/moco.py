@@ -57,13 +57,20 @@ class Sharing(Protocol):
     """How the processes that train one network share a batch."""
 
     def share(self, size: int) -> slice:
-        """The rows of a batch of `size` that this process takes."""
+        """Return the rows of a batch of `size` images that this process takes."""
 
     def sum_(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Replace each tensor by its sum over the processes."""
+        """Replace each of `tensors` by its sum over the processes; all processes pass equal shapes."""
 
     def forward(self, model: nn.Module, inputs: torch.Tensor, num_replicas: int, seed: Sequence[int]) -> torch.Tensor:
-        """A training network's output for this process's rows; dropout is a function of `seed`."""
+        """Return a training network's output for this process's rows.
+
+        Args:
+            model: the network, in train mode.
+            inputs: its inputs for these rows, float [b, ...].
+            num_replicas: the number of parts of the batch; BatchNorm takes its statistics of one part.
+            seed: the numbers of which dropout is a function.
+        """
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ class Views:
         return cls(mirrored, angle, side, place)
 
     def of(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> "Views":
-        """The views of the images in the given rows, in this order."""
+        """Return the views of the images in the given `rows`, in this order."""
         return Views(self.mirrored[rows], self.angle[rows], self.side[rows], self.place[rows])
 
     def matrices(self, boxes: Sequence[ContentBox], size: int) -> npt.NDArray[np.float64]:
@@ -129,7 +136,14 @@ class Views:
 
 
 def build_moco(settings: MocoSettings) -> "MoCo":
-    """Build both encoders with random weights, drawn from torch's global generator, and a queue from settings.seed."""
+    """Build both encoders with random weights, drawn from torch's global generator, and a queue from settings.seed.
+
+    Args:
+        settings: architecture, dimensions, queue_size and seed are read.
+
+    Raises:
+        ValueError: smp knows no such encoder.
+    """
     channels = encoder_channels(settings.architecture)
     query, key = (Projector(build_encoder(settings.architecture), channels, settings.dimensions) for _ in range(2))
     return MoCo(query, key, settings.queue_size, torch.Generator().manual_seed(settings.seed))

@@ -29,7 +29,7 @@ Direction = tuple[int, int]
 
 @cache
 def directions(radius: int) -> tuple[Direction, ...]:
-    """The directions (dy, dx) shorter than the radius, one of each opposite two: first (0, dx > 0), then dy > 0."""
+    """Return the directions (dy, dx) shorter than `radius`, one of each opposite two: (0, dx > 0), then dy > 0."""
     reach = range(1 - radius, radius)
     half = [(0, x) for x in reach if x > 0] + [(y, x) for y in reach if y > 0 for x in reach]
     return tuple((y, x) for y, x in half if x * x + y * y < radius * radius)
@@ -37,9 +37,12 @@ def directions(radius: int) -> tuple[Direction, ...]:
 
 @cache
 def path(direction: Direction) -> tuple[Direction, ...]:
-    """The cells (y, x) on the line between a pair's ends, counted from its first end; the paper's Pi_ij (eq. 5).
+    """Return the cells (y, x) on the line between a pair's ends, from its first end; the paper's Pi_ij (eq. 5).
 
     These are the cells of the pair's bounding box closer than one cell to the line; both ends belong to them.
+
+    Args:
+        direction: (dy, dx) from the first end to the second, one of `directions`.
     """
     dy, dx = direction
     box = [(y, x) for y in range(dy + 1) for x in range(min(dx, 0), max(dx, 0) + 1)]
@@ -276,7 +279,15 @@ class _PairLosses(torch.autograd.Function):
     def forward(
         ctx: Any, boundary: torch.Tensor, displacement: torch.Tensor | None, labels: PairLabels, weights: torch.Tensor
     ) -> torch.Tensor:
-        """The three losses [3], boundary, foreground, background; saves their slopes by boundary and displacement."""
+        """Return the losses [3], boundary, foreground and background, and keep their slopes by the two maps.
+
+        Args:
+            ctx: keeps the slopes for `backward`.
+            boundary: float [B, h, w] in [0, 1].
+            displacement: float [B, 2, h, w] in cells, or None.
+            labels: the labels of the batch.
+            weights: float [groups, 3, 1024], as _weights returns them.
+        """
         maps = boundary.detach().permute(1, 2, 0).contiguous()
         slopes = torch.zeros_like(maps)
         fields = None if displacement is None else displacement.detach().permute(2, 3, 1, 0).contiguous()
@@ -298,7 +309,7 @@ class _PairLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None, None]:
-        """The gradients by boundary and displacement: the saved slopes times the gradient [3] by the losses."""
+        """Return the gradients by both maps: the slopes in `ctx` times `grads[0]`, the gradient [3] by the losses."""
         slopes, *field_slopes = ctx.saved_tensors
         outer = grads[0]
         field = outer[1] * field_slopes[0] + outer[2] * field_slopes[1] if field_slopes else None

@@ -62,7 +62,11 @@ class PooledEncoder(nn.Module):
 
 
 def trunk_of(model: nn.Module) -> nn.Module:
-    """The part of a classifier whose weights have the encoder's names; torchvision's networks have them as a whole."""
+    """Return the part of a classifier whose weights have the encoder's names.
+
+    Args:
+        model: a PooledEncoder, whose part is its encoder; or a network of torchvision, which is returned whole.
+    """
     return model.encoder if isinstance(model, PooledEncoder) else model
 
 

@@ -71,7 +71,14 @@ class BoundaryBranch(nn.Module):
         self.last = nn.Conv2d(5 * 32, 1, 1)
 
     def forward(self, stages: list[torch.Tensor]) -> torch.Tensor:
-        """Boundary logits float [B, h, w], h = S / 4, from the trunk's five stages."""
+        """Compute boundary logits.
+
+        Args:
+            stages: the outputs of the trunk's five stages, as Trunk.forward returns them.
+
+        Returns:
+            float [B, h, w], h = w = S / 4.
+        """
         joined = torch.cat([branch(x) for branch, x in zip(self.stages, stages, strict=True)], dim=1)
         return cast(torch.Tensor, self.last(joined)).squeeze(1)
 
@@ -95,7 +102,14 @@ class DisplacementBranch(nn.Module):
         self.register_buffer("mean", torch.zeros(2))
 
     def forward(self, stages: list[torch.Tensor]) -> torch.Tensor:
-        """Vectors float [B, 2, h, w], h = S / 4, from the trunk's five stages; minus `mean` in eval mode."""
+        """Compute the vectors to the centroids, in eval mode minus `mean`.
+
+        Args:
+            stages: the outputs of the trunk's five stages, as Trunk.forward returns them.
+
+        Returns:
+            float [B, 2, h, w], (dy, dx) in cells, h = w = S / 4.
+        """
         first, second, *rest = [branch(x) for branch, x in zip(self.stages, stages, strict=True)]
         vectors = self.last(self.fine(torch.cat([first, second, self.coarse(torch.cat(rest, dim=1))], dim=1)))
         return cast(torch.Tensor, vectors if self.training else vectors - self.mean.view(1, 2, 1, 1))
@@ -130,7 +144,11 @@ class IRNet(nn.Module):
         return self.branches["boundary"](stages), displacement
 
     def parameter_groups(self, learning_rate: float) -> Iterator[dict[str, object]]:
-        """The optimiser's parameter groups, one per branch; the displacement branch learns ten times as fast."""
+        """Yield the optimiser's parameter groups, one per branch; the displacement branch learns ten times as fast.
+
+        Args:
+            learning_rate: of the boundary branch.
+        """
         for name, branch in self.branches.items():
             yield {"params": list(branch.parameters()), "lr": learning_rate * (10 if name == "displacement" else 1)}
 
@@ -179,7 +197,13 @@ def irnet_update(
 
 
 def polynomial_decay(update: int, num_updates: int, power: float) -> float:
-    """The learning rate's factor (1 - update / num_updates)^power, in [0, 1], for update 0 to num_updates."""
+    """Return the learning rate's factor (1 - update / num_updates)^power, in [0, 1].
+
+    Args:
+        update: number of updates done, 0 to num_updates.
+        num_updates: length of the training.
+        power: of the decay, > 0.
+    """
     return float((1 - update / num_updates) ** power)
 
 
@@ -204,5 +228,5 @@ def boundary_maps(model: IRNet, images: torch.Tensor, flip: bool) -> tuple[torch
 
 
 def on_grid(maps: torch.Tensor, grid: int) -> torch.Tensor:
-    """Resize float [B, K, h, w] to [B, K, grid, grid], bilinearly (align_corners=False)."""
+    """Resize `maps`, float [B, K, h, w], to [B, K, `grid`, `grid`], bilinearly (align_corners=False)."""
     return F.interpolate(maps, size=(grid, grid), mode="bilinear", align_corners=False)

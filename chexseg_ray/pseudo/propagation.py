@@ -52,7 +52,7 @@ def propagate_cams(
 
 
 def _scaled(maps: torch.Tensor) -> torch.Tensor:
-    """Divide each map of [..., h, w] by its maximum; a map of zeros stays as it is."""
+    """Divide each map of [..., h, w] by its maximum; a map of zeros stays unchanged."""
     peak = maps.amax(dim=(-2, -1), keepdim=True)
     return torch.where(peak > 0, maps / torch.where(peak > 0, peak, 1), 0)
 

@@ -75,7 +75,7 @@ class Transition:
             steps: the number of steps; T is applied once per step, or fewer times as a Chebyshev series.
 
         Returns:
-            float [B, K, h, w] >= 0: each value is a weighted mean of the map's values; a constant map stays as it is.
+            float [B, K, h, w] >= 0: each value is a weighted mean of the map's values; a constant map stays unchanged.
         """
         batch, count, height, width = maps.shape
         x = maps.permute(0, 2, 3, 1).reshape(-1, count).contiguous()

@@ -23,7 +23,7 @@ def upsample(maps: npt.NDArray[np.floating], height: int, width: int) -> npt.NDA
 
 
 def min_max(maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Scale each map of float32 [K, h, w] to [0, 1]; a constant map becomes zeros, so that its mask is empty."""
+    """Scale each of `maps`, float32 [K, h, w], to [0, 1]; a constant map becomes zeros, so that its mask is empty."""
     low = maps.min(axis=(1, 2), keepdims=True)
     span = maps.max(axis=(1, 2), keepdims=True) - low
     scaled = np.where(span > 0, (maps - low) / np.where(span > 0, span, 1), 0)

@@ -37,7 +37,7 @@ class Table:
     Args:
         name: the name of its file, without ending.
         title: its heading.
-        text: one or two sentences that say what it shows.
+        text: one or two sentences about what it shows.
         header: the names of its columns.
         labels: number of leading columns that are text.
         rows: the rows, one cell per column.

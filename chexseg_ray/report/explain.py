@@ -98,7 +98,7 @@ def explanation(asked: Asked) -> Iterator[str]:
     shown: set[str] = set()
     for address in asked.addresses:
         if store.find_address(address) is None:
-            raise InputError(f"{address}: is no record of the store {store.root}: name its store as --store ROOT")
+            raise InputError(f"{address}: is not a record of the store {store.root}: name its store as --store ROOT")
         yield from _chain(store, address, addresses, shown)
 
 

@@ -125,7 +125,7 @@ def _ends(estimate: Estimate) -> tuple[float, float, float, bool]:
 def curves(settings: Sequence[SettingResult], pathology: int | None = None) -> Curves:
     """Pooled IoU over p; a setting with p = 1, which has no method, is the last point of every curve of its init.
 
-    If a study has settings with 0 < p < 1, only their curves are drawn: a single point at p = 0 is no curve.
+    If a study has settings with 0 < p < 1, only their curves are drawn: a single point at p = 0 is not a curve.
 
     Args:
         settings: all settings.
@@ -317,7 +317,7 @@ def _draw_lines(ax: Any, lines: Mapping[str, Sequence[Point]], colours: Mapping[
 
 
 def _set_y_limit(ax: Any, points: Sequence[Point]) -> None:
-    """Leave room for the intervals; a very wide one is cut off, and the label of the axis says so."""
+    """Leave room for the intervals; a very wide one is cut off, and the label of the axis reports it."""
     means = [mean for _, mean, *_ in points if not math.isnan(mean)]
     highs = [high for *_, high, _ in points if not math.isnan(high)]
     top = max(means, default=0.0)

@@ -108,7 +108,7 @@ def _verdict(contrast: ContrastResult, level: float) -> str:
 
 
 def signed(contrast: ContrastResult) -> str:
-    """Return a contrast's difference with its sign, and * if few patients carry it; a dash if it is undefined."""
+    """Return the difference of `contrast` with its sign, and * if few patients carry it; a dash if it is undefined."""
     mean = _mean(contrast)
     if math.isnan(mean):
         return "–"

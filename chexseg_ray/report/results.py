@@ -356,7 +356,7 @@ def estimate(values: Sequence[float], replicates: Floats, patients: float, level
 
 
 def _clip(interval: Interval) -> Interval:
-    """The interval within [0, 1]; one that is undefined stays as it is."""
+    """The interval within [0, 1]; one that is undefined stays unchanged."""
     if interval.reason:
         return interval
     return replace(interval, low=max(0.0, interval.low), high=min(1.0, interval.high))

@@ -108,7 +108,7 @@ def interval_texts(level: float, overlaps: Sequence[str]) -> list[tuple[str, str
         overlaps: sentences on how much the trials' image sets overlap.
 
     Returns:
-        For each interval its name, and a text that says how it is made and what it is conditional on.
+        For each interval its name, and a text about how it is made and what it is conditional on.
     """
     shared = "the expert masks (with num_expert: those that each trial draws from) and what the trials share"
     shared += " (classifier, IRNet, encoders)"

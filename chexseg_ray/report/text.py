@@ -10,32 +10,32 @@ STAR = f"* fewer than {FEW_PATIENTS} positive patients."
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Return a number with `digits` decimals; a dash if it is undefined (NaN)."""
+    """Return `value` with this many `digits` behind the point; a dash if it is undefined (NaN)."""
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def percent(share: float) -> str:
-    """Return a share in [0, 1] as `95 %`."""
+    """Return `share`, in [0, 1], as `95 %`."""
     return f"{100 * share:g} %"
 
 
 def ends(interval: Interval) -> str:
-    """Return the ends of an interval as `0.261 to 0.279`, or the reason why there is no interval."""
+    """Return the ends of `interval` as `0.261 to 0.279`, or the reason why there is no interval."""
     return interval.reason if interval.reason else f"{number(interval.low)} to {number(interval.high)}"
 
 
 def with_interval(interval: Interval) -> str:
-    """Return `0.270 (0.261 to 0.279)`, or the mean with the reason why there is no interval in brackets."""
+    """Return `interval` as `0.270 (0.261 to 0.279)`, or the mean with the reason why there is none in brackets."""
     return f"{number(interval.mean)} ({interval.reason if math.isnan(interval.low) else ends(interval)})"
 
 
 def marked(estimate: Estimate) -> str:
-    """Return the mean, with * if fewer than FEW_PATIENTS patients show the pathology."""
+    """Return the mean of `estimate`, with * if fewer than FEW_PATIENTS patients show the pathology."""
     return number(estimate.mean) + ("*" if estimate.few else "")
 
 
 def p_text(p: float) -> str:
-    """Return a p-value as `< .001`, with three decimals, `> .999`, or `1`; a dash if there is none (NaN).
+    """Return the p-value `p` as `< .001`, with three decimals, `> .999`, or `1`; a dash if there is none (NaN).
 
     Near .05 it has four decimals, so that it is seen on which side it lies.
     """
@@ -49,6 +49,11 @@ def p_text(p: float) -> str:
 
 
 def markdown(rows: Sequence[Sequence[str]], names: Sequence[str]) -> str:
-    """Return a Markdown table of rows below the column names."""
+    """Return a Markdown table.
+
+    Args:
+        rows: the cells of each row.
+        names: of the columns, for the heading.
+    """
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"

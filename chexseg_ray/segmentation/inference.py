@@ -50,7 +50,7 @@ class Segmenter:
     device: torch.device
 
     def images(self, images: Sequence[npt.NDArray[np.uint8]]) -> Iterator[Segmented]:
-        """Segment X-rays, uint8 [height, width] of any sizes, in their order."""
+        """Segment `images`, X-rays uint8 [height, width] of any sizes, in their order."""
         pixels = np.stack([letterbox(image, self.size) for image in images])
         return self.letterboxed(pixels, [image.shape for image in images])
 

@@ -30,7 +30,7 @@ def class_average_dice_loss(
     Args:
         logits: float [B, K, S, S].
         masks: bool or 0/1 of the same shape.
-        smoothing: 1 in the released code; a pathology that the batch lacks then has a Dice of 1 / (sum p + 1).
+        smoothing: 1 in the released code; a pathology that is missing in the batch then has a Dice of 1 / (sum p + 1).
         sum_: sums tensors over the processes of a batch, where logits and masks are one process's share of it.
 
     Returns:

@@ -2,7 +2,7 @@
 
 The step takes a CheXlocalize segmentation or annotation file (config field data.benchmark_masks), checks that it is
 about images of the test split and of their sizes, and counts pixels at the model's and at the original resolution. An
-image that the file lacks counts as one with empty masks.
+image that is missing in the file counts as one with empty masks.
 
 INPUT   the file; the test split's manifest with masks at original resolution, and its masks at model resolution
 OUTPUT  counts.parquet {cxr_id, patient_id, pathology, resolution: model | original, intersection, predicted, truth},
@@ -56,11 +56,14 @@ def make(task: Task) -> Made:
     """Read and check the file, and count every test image.
 
     Args:
-        task: the step; its record's metrics are the number of test images (`images`), of those that the file lacks
-            (`absent`), and of the file's images that are not in the test split (`not_in_test`).
+        task: the step to make; its inputs are `manifest_test` and `images_test`.
+
+    Returns:
+        counts.parquet; `rows` is 2 K for each test image. The metrics are the number of test images (`images`), of
+        those that the file does not have (`absent`), and of the file's images that are not test images (`not_in_test`).
 
     Raises:
-        InputError: as read_benchmark.
+        InputError, TransientError: as read_benchmark and run_tasks.
     """
     settings, manifest, images = Settings(**task.step.config), task.inputs["manifest_test"], task.inputs["images_test"]
     name, execution = task.execution.files["benchmark_masks"], task.execution
@@ -69,7 +72,7 @@ def make(task: Task) -> Made:
     execution.start_ray()
 
     def run_lengths(cxr_id: str) -> list[str]:
-        """The run lengths of an image's K masks, each an empty text where the file lacks the image."""
+        """Return the run lengths of an image's K masks; each is an empty text if the image is missing in the file."""
         if cxr_id not in found:
             return [""] * len(settings.pathologies)
         return [found[cxr_id][pathology].counts for pathology in settings.pathologies]

@@ -77,7 +77,20 @@ class Settings:
 
 
 def make(task: Task) -> Made:
-    """Train up to num_updates, and go on from a saved state when there is one."""
+    """Train up to num_updates, and continue from a saved state if there is one.
+
+    Args:
+        task: the step to make; its inputs are `images_SPLIT` and `manifest_SPLIT` of the splits, and `encoder` unless
+            the init is `random`.
+
+    Returns:
+        The weights; `rows` counts the training images. The metrics are where the trunk's weights come from (`encoder`),
+        the images whose target is 1 by pathology (`positive_targets`), the checkpoint that was kept (`selected`,
+        `best_update`, `validation_auroc`), and the `history` of losses and AUROCs.
+
+    Raises:
+        InputError, TransientError: as `train` and run_training.
+    """
     settings, resources = Settings(**task.step.config), task.execution.compute.classifier
     job = TrainingJob(settings, **job_facts(task, resources, f"classifier {settings.architecture}"))
     return run_training(train, job, resources, task.execution, f"classifier-{task.step.fingerprint}")

@@ -1,7 +1,7 @@
 """Count the pixels of one image's masks against the expert masks, at two resolutions.
 
-This is no kind of step. The steps `evaluation` (a network's masks) and `benchmark` (another reader's masks) both count
-with it, and both write the rows to counts.parquet, with the columns of COUNTS.
+This is not a kind of step. The steps `evaluation` (a network's masks) and `benchmark` (another reader's masks) both
+count with it, and both write the rows to counts.parquet, with the columns of COUNTS.
 """
 
 from collections.abc import Mapping, Sequence

@@ -57,7 +57,11 @@ def make(task: Task) -> Made:
     """Read the file, check that its weights fit, and write them.
 
     Args:
-        task: the step.
+        task: the step to make; its execution has the files of weights, and whether a download is allowed.
+
+    Returns:
+        The weights; `rows` counts their tensors. The metrics are the file's name (`source`) and `sha256`, and what was
+        found in it, as EncoderWeights.provenance has it.
 
     Raises:
         InputError: there is no such file, it cannot be read, or its weights do not fit the encoder.
@@ -184,7 +188,7 @@ def imagenet_file(architecture: str, download: bool) -> Path:
         raise InputError(f"imagenet: no weights of {architecture} on this machine: {where}, {remedy}")
     try:
         return Path(hf_hub_download(repository, "model.safetensors", revision=revision))
-    except (OSError, ValueError) as error:  # huggingface_hub: the hub cannot be reached, or lacks the file
+    except (OSError, ValueError) as error:  # huggingface_hub: the hub cannot be reached, or has no such file
         reason = " ".join(str(error).split())[:200]
         raise TransientError(
             f"imagenet: {url} cannot be fetched ({reason}): run again where it can be reached, {remedy}"
@@ -234,7 +238,7 @@ def initialise(
 
     Args:
         encoder: the network, whose weights have the names of the architecture's encoder. It may have a head, which
-            keeps its weights, and it may lack the last stages, which some architectures do not use.
+            keeps its weights, and the last stages may be missing, as some architectures do not use them.
         job: its input `encoder` is the record of an encoder file, of a classifier or of MoCo.
         architecture: the encoder's name.
         normalisation: the input statistics of a network that begins with random weights.

@@ -37,7 +37,17 @@ class Settings:
 
 
 def make(task: Task) -> Made:
-    """Predict every test image and count pixels."""
+    """Predict every test image and count pixels.
+
+    Args:
+        task: the step to make; its inputs are `segmentation`, `images_test` and `manifest_test`.
+
+    Returns:
+        counts.parquet; `rows` is 2 K for each test image. There are no metrics; `run` has the network's device.
+
+    Raises:
+        InputError, TransientError: an input cannot be read, as in Store.read.
+    """
     settings, store, images = Settings(**task.step.config), task.store, task.inputs["images_test"]
     segmenter = load_segmenter(store, task.inputs["segmentation"])
     originals_by_id = originals(store, task.inputs["manifest_test"])

@@ -49,10 +49,15 @@ def make(task: Task) -> Made:
     """Decode every row; an image that cannot be decoded becomes a row of rejects.parquet.
 
     Args:
-        task: the step.
+        task: the step to make; its input is `manifest`.
+
+    Returns:
+        The part files of images and masks, and rejects.parquet; `rows` counts the decoded images, `rejects` the others.
+        There are no metrics.
 
     Raises:
         InputError: too many images cannot be used, or an image does not have the size of its masks.
+        TransientError: as run_tasks.
     """
     task.execution.start_ray()
     settings, manifest = Settings(**task.step.config), task.inputs["manifest"]
@@ -70,7 +75,7 @@ def make(task: Task) -> Made:
 
 
 def row_groups(table: pa.Table) -> Iterator[list[Row]]:
-    """Yield the rows of a manifest, GROUP_ROWS at a time (the last group may be shorter)."""
+    """Yield the rows of `table`, a manifest, GROUP_ROWS at a time; the last group may be shorter."""
     for rows in group_slices(len(table), GROUP_ROWS):
         yield table.slice(rows.start, rows.stop - rows.start).to_pylist()
 

@@ -92,7 +92,20 @@ class Settings(Sampling):
 
 
 def make(task: Task) -> Made:
-    """Train up to num_updates, and go on from a saved state when there is one."""
+    """Train up to num_updates, and continue from a saved state if there is one.
+
+    Args:
+        task: the step to make; its inputs are `images_weak`, `manifest_weak` and `cams`, and `encoder` unless the trunk
+            begins with random weights.
+
+    Returns:
+        The weights; `rows` counts the images that trained. The metrics are where the trunk's weights come from
+        (`encoder`), the number of images with and without a usable CAM (`images_used`, `images_without_target`), and
+        the `history` of the three losses.
+
+    Raises:
+        InputError, TransientError: as `train` and run_training.
+    """
     settings, resources = Settings(**task.step.config), task.execution.compute.irnet
     job = TrainingJob(settings, **job_facts(task, resources, "irnet"))
     return run_training(train, job, resources, task.execution, f"irnet-{task.step.fingerprint}")

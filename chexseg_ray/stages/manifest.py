@@ -67,11 +67,14 @@ def make(task: Task) -> Made:
     """Read and check the files, and write the split's rows.
 
     Args:
-        task: the step; its record's metrics are the number of patients, and of each pathology's positive labels and
-            masks.
+        task: the step to make; its sources are files of the data root.
+
+    Returns:
+        manifest.parquet; `rows` counts the split's images. The metrics are the number of patients, and of
+        each pathology's positive labels and masks.
 
     Raises:
-        InputError: as select_rows.
+        InputError, TransientError: as select_rows.
     """
     settings = Settings(**task.step.config)
     table, masks = select_rows(task.execution.tables, task.open_source(), task.execution.files, settings)
@@ -261,7 +264,7 @@ def _annotated(table: pd.DataFrame, masks: Masks, csv_name: str, masks_name: str
         bool, one value per row.
 
     Raises:
-        InputError: the mask file has an image that the CSV lacks.
+        InputError: the mask file has an image that is missing in the CSV.
     """
     unknown = sorted(set(masks) - set(table["cxr_id"]))
     if unknown:

@@ -51,7 +51,19 @@ class Settings(MocoSettings):
 
 
 def make(task: Task) -> Made:
-    """Train up to num_updates, and go on from a saved state (both encoders, queue, optimiser) when there is one."""
+    """Train up to num_updates, and continue from a saved state (both encoders, queue, optimiser) if there is one.
+
+    Args:
+        task: the step to make; its inputs are `images_SPLIT` and `manifest_SPLIT` of the splits, and `encoder` unless
+            the init is `random`.
+
+    Returns:
+        The query encoder's weights; `rows` counts the training images. The metrics are where the initial weights come
+        from (`encoder`), and the `history` of losses and accuracies.
+
+    Raises:
+        InputError, TransientError: as `train` and run_training.
+    """
     settings, resources = Settings(**task.step.config), task.execution.compute.moco
     job = TrainingJob(settings, **job_facts(task, resources, f"moco {settings.architecture}"))
     return run_training(train, job, resources, task.execution, f"moco-{task.step.fingerprint}")

@@ -1,4 +1,4 @@
-"""Draw the phantom data set, which stands in for CheXpert and CheXlocalize where the user names no data.
+"""Draw the phantom data set, which replaces CheXpert and CheXlocalize where the user names no data.
 
 The step takes only the config section data.phantom, and writes a data root: what a user's own data folder would hold.
 The steps `manifest`, `images` and `benchmark` read it like one.
@@ -41,7 +41,17 @@ class Settings:
 
 
 def make(task: Task) -> Made:
-    """Draw all images and masks, and write the files into the attempt."""
+    """Draw all images and masks, and write the files into the attempt.
+
+    Args:
+        task: the step to make; it has no inputs.
+
+    Returns:
+        The files of a data root: CSVs, mask files, licence and JPEGs; `rows` counts the images. There are no metrics.
+
+    Raises:
+        InputError, TransientError: as run_tasks.
+    """
     task.execution.start_ray()
     settings = Settings(**task.step.config)
     images = phantom.plan_phantom(

@@ -2,7 +2,7 @@
 
 The step takes a trained network with its thresholds and the test images. It writes the masks in full, at both
 resolutions, and a probability for each pathology. Every image of the test split's manifest is in predictions.json: one
-that was rejected has empty masks there, as CheXlocalize counts an image that a file lacks.
+that was rejected has empty masks there, as CheXlocalize counts an image that is missing in a file.
 
 INPUT   weights and thresholds of one segmentation record; the test split's manifest, and its images {cxr_id, height,
         width, pixels}
@@ -63,7 +63,18 @@ def load_segmenter(store: Store, record: Record) -> Segmenter:
 
 
 def make(task: Task) -> Made:
-    """Predict every test image."""
+    """Predict every test image, in actors if `compute.prediction` asks for some, otherwise in this process.
+
+    Args:
+        task: the step to make; its inputs are `segmentation`, `images_test` and `manifest_test`.
+
+    Returns:
+        The part files of masks, predictions.json and probabilities.parquet; `rows` counts the test images. There are no
+        metrics; `run` has the network's device.
+
+    Raises:
+        InputError, TransientError: as run_actors; an input cannot be read, as in Store.read.
+    """
     settings, images, compute = Settings(**task.step.config), task.inputs["images_test"], task.execution.compute
     resources = compute.prediction
     read, arguments = ReadImages(task.attempt, images), (task.attempt, task.inputs["segmentation"], resources.threads)

@@ -62,7 +62,17 @@ class Settings:
 
 
 def make(task: Task) -> Made:
-    """Stream the part files of images and CAMs through a pool of actors."""
+    """Stream the part files of images and CAMs through a pool of actors.
+
+    Args:
+        task: the step to make; its inputs are `images_SPLIT` of each split, `cams` and `irnet`.
+
+    Returns:
+        The part files of propagated CAMs; `rows` counts the images. There are no metrics; `run` has the actors' device.
+
+    Raises:
+        InputError, TransientError: as run_actors.
+    """
     task.execution.start_ray()
     settings, compute = Settings(**task.step.config), task.execution.compute
     images = {split: task.inputs[f"images_{split}"] for split in settings.splits}

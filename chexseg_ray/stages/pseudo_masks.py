@@ -85,11 +85,17 @@ def make(task: Task) -> Made:
     """Choose thresholds, then write a mask for every weak image and pathology.
 
     Args:
-        task: the step.
+        task: the step to make; its inputs are `cams` and `manifest`, and if thresholds are tuned also
+            `manifest_expert_train` and `images_expert_train`.
+
+    Returns:
+        The part files of masks; `rows` counts the weak images. The metrics are the number of masks that are not empty
+        by pathology (`nonempty_masks`), and `thresholds` unless they are Otsu's.
 
     Raises:
         InputError: the gate is `label`, and no weak image has a label 1; or there are fewer expert images than asked
-            for.
+            for. Otherwise as run_tasks.
+        TransientError: as run_tasks.
     """
     settings, cams = Settings(**task.step.config), task.inputs["cams"]
     manifest = read_manifest(task.store, task.inputs["manifest"])

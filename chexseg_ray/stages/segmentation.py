@@ -150,7 +150,7 @@ class SegmentationJob(TrainingJob[Settings]):
         return masks.config["method"] if masks else "expert", self.settings.p
 
     def masked_set(self, images: str, masks: str, ids: list[str]) -> MaskedSet | None:
-        """The given images of the input `images` (a role), with their masks of the input `masks`; None without ids."""
+        """Load the images `ids` of the input named `images`, with masks of the input named `masks`; None if no ids."""
         if not ids:
             return None
         shared, store, size = self.shared, self.attempt.store, self.settings.size
@@ -163,14 +163,14 @@ class SegmentationJob(TrainingJob[Settings]):
         return MaskedSet(ids, pixels, packed, sizes)
 
     def expert_ids(self) -> list[str]:
-        """The expert training images that the point may use, sorted; none where the study has no expert masks."""
+        """Return the expert training images that the point may use, sorted; none if the study has no expert masks."""
         if "images_expert_train" not in self.inputs:
             return []
         ids = accepted_ids(self.attempt.store, self.inputs["images_expert_train"])
         return expert_subset(ids, self.settings.sweep_seed, self.settings.trial, self.settings.num_expert)
 
     def weak_ids(self) -> list[str]:
-        """The weak images of the point's trial, sorted; none at p = 1."""
+        """Return the weak images of the point's trial, sorted; none at p = 1."""
         if "pseudo_masks" not in self.inputs:
             return []
         store, masks, settings = self.attempt.store, self.inputs["pseudo_masks"], self.settings
@@ -179,14 +179,24 @@ class SegmentationJob(TrainingJob[Settings]):
         return shared_value(self.shared, key, lambda: weak_subset(accepted_ids(store, masks), seed, trial, weak_n))
 
     def validation_ids(self) -> list[str]:
-        """The validation images, sorted; none where the study has no expert masks."""
+        """Return the validation images, sorted; none if the study has no expert masks."""
         if "images_validation" not in self.inputs:
             return []
         return accepted_ids(self.attempt.store, self.inputs["images_validation"])
 
 
 def make(task: Task) -> Made:
-    """Train up to num_updates, and go on from a saved state when there is one."""
+    """Train up to num_updates, and continue from a saved state if there is one.
+
+    Args:
+        task: the step to make; its execution has the label of the point and the rows that the sweep shares.
+
+    Returns:
+        The weights; `rows` counts samples; the metrics are checkpoint, history, thresholds, subset sizes and encoder.
+
+    Raises:
+        InputError, TransientError: as `train` and run_training.
+    """
     settings, execution = Settings(**task.step.config), task.execution
     resources = execution.compute.segmentation.of(settings.weak_n)
     label = execution.label or f"segmentation {settings.architecture}"
@@ -287,7 +297,7 @@ def _checkpoint(progress: Progress) -> dict[str, Any]:
 def mixed_batch(
     settings: Settings, expert: MaskedSet | None, weak: MaskedSet | None, seed: int, update: int, replica: Replica
 ) -> tuple[list[str], npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Draw this process's share of a batch of expert and weak images.
+    """Draw this process's share of a batch: ids, pixels uint8 [b, S, S] and masks bool [b, K, S, S].
 
     Args:
         settings: the training's settings.
@@ -296,9 +306,6 @@ def mixed_batch(
         seed: the trial's seed.
         update: u >= 0, the batch's number.
         replica: this process.
-
-    Returns:
-        ids, pixels uint8 [b, S, S], masks bool [b, K, S, S].
     """
     num_expert, num_weak = len(expert.ids) if expert else 0, len(weak.ids) if weak else 0
     is_expert, index = draw_batch(num_expert, num_weak, settings.batch_size, settings.p, seed, update)
@@ -323,10 +330,7 @@ class Scoring:
     device: torch.device
 
     def histogram(self, images: MaskedSet) -> tuple[ScoreHistogram, npt.NDArray[np.int64]]:
-        """Count the scores of a set's content, in eval mode, against its masks.
-
-        Returns:
-            The histogram, and the number of positive images of each pathology, int64 [K].
+        """Count the scores of the content of `images` against their masks, and each pathology's positive images [K].
 
         Raises:
             NanLossError: a score is not finite.
@@ -349,7 +353,7 @@ class Scoring:
         return histogram, positives
 
     def validation_miou(self, validation: MaskedSet | None) -> float:
-        """The pooled IoU at each best threshold, averaged over the set's common pathologies; NaN without a set."""
+        """Average the pooled IoU of `validation` at each best threshold over its common pathologies; NaN if None."""
         if validation is None:
             return math.nan
         histogram, positives = self.histogram(validation)
@@ -357,7 +361,7 @@ class Scoring:
         return float(np.nan_to_num(histogram.iou()).max(axis=1)[common].mean())
 
     def thresholds(self, expert: MaskedSet | None, validation: MaskedSet | None) -> dict[str, dict[str, Any]]:
-        """Choose thresholds, as the record has them: {pathology: {threshold, iou (None if not tuned), source}}."""
+        """Choose thresholds on `validation` or `expert`: {pathology: {threshold, iou (None if not tuned), source}}."""
         found: dict[str, dict[str, Any]] = {}
         for name, choice in zip(self.settings.pathologies, self._choose(expert, validation), strict=True):
             iou = None if math.isnan(choice.iou) else choice.iou
@@ -379,11 +383,9 @@ class Scoring:
 
 
 def load_segmentation(store: Store, record: Record) -> tuple[nn.Module, dict[str, Any]]:
-    """Load the network of a segmentation record.
+    """Load the network of a segmentation `record` from `store`, in eval mode on the CPU.
 
-    Returns:
-        The network in eval mode on the CPU, and {architecture, encoder, pathologies, size, normalisation}, for DeepLab
-        also {output_stride, atrous_rates}.
+    Returns it with those of _NETWORK_FACTS that it has and its normalisation, by name.
     """
     tensors, metadata = from_safetensors(store.read(record, WEIGHTS))
     facts: dict[str, Any] = json.loads(metadata["model"])
@@ -393,5 +395,5 @@ def load_segmentation(store: Store, record: Record) -> tuple[nn.Module, dict[str
 
 
 def threshold_array(record: Record, pathologies: Sequence[str]) -> npt.NDArray[np.float32]:
-    """The thresholds float32 [K] in a segmentation record, in the order of the given K names."""
+    """Return the thresholds, float32 [K], of a segmentation `record` in the order of the K names `pathologies`."""
     return np.array([record.metrics["thresholds"][name]["threshold"] for name in pathologies], dtype=np.float32)

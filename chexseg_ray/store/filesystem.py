@@ -14,7 +14,7 @@ from chexseg_ray.errors import InputError, TransientError
 
 @contextmanager
 def storage(done: str, where: str) -> Iterator[None]:
-    """Turn errors of storage inside the block into transient ones, except those that say that a path is not there.
+    """Turn errors of storage inside the block into transient ones, except those for a path that is not there.
 
     Args:
         done: what the block does, as a participle for the message: read, written, listed, ...
@@ -50,7 +50,7 @@ def open_filesystem(root: str, field_name: str) -> tuple[pafs.FileSystem, str]:
         TransientError: the storage does not answer.
     """
     scheme, _, rest = root.partition("://")
-    if "@" in rest.partition("?")[0] and not scheme.startswith("abfs"):  # abfs://container@account is no secret
+    if "@" in rest.partition("?")[0] and not scheme.startswith("abfs"):  # abfs://container@account is not a secret
         rule = "a name or password in a URI would appear in logs"
         remedy = "give the credentials in the environment or by the machine's role"
         raise InputError(f"{field_name}: {rule}: {remedy}")
@@ -100,7 +100,15 @@ class Source:
                 raise
 
     def read(self, path: str) -> bytes:
-        """Read a file whole. Argument and errors as in open()."""
+        """Read a file whole.
+
+        Args:
+            path: relative to the root.
+
+        Raises:
+            FileNotFoundError: there is no such file, or it is a folder.
+            TransientError: the storage refuses or does not answer.
+        """
         with storage("read", f"{self.base}/{path}"), self.open(path) as stream:
             data: bytes = stream.read()
         return data

@@ -138,7 +138,7 @@ class Record:
         return f"{self.name}/{self.fingerprint}"
 
     def paths(self, prefix: str = "") -> list[str]:
-        """List the record's file paths that begin with a prefix, sorted."""
+        """List the record's file paths that begin with `prefix`, sorted."""
         return sorted(entry.path for entry in self.files if entry.path.startswith(prefix))
 
     def to_json(self) -> bytes:
@@ -147,7 +147,10 @@ class Record:
 
     @classmethod
     def from_json(cls, data: bytes) -> "Record":
-        """Parse the bytes of record.json.
+        """Parse a record.
+
+        Args:
+            data: the bytes of record.json.
 
         Raises:
             ValueError: the bytes are not JSON, or a path leads out of the attempt's folder.

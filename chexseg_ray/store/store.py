@@ -64,7 +64,7 @@ class Attempt:
         return FileEntry(path, len(data), hashlib.sha256(data).hexdigest())
 
     def write_table(self, path: str, table: pa.Table) -> FileEntry:
-        """Write a table as one Parquet file (zstd). Path, return value and errors as in write()."""
+        """Write `table` as one Parquet file (zstd) at `path`; path, return value and errors are as in write()."""
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         return self.write(path, sink.getvalue().to_pybytes())
@@ -122,11 +122,11 @@ class Store:
         return self._fs
 
     def path(self, relative: str) -> str:
-        """The full path of a file below the root, in the store's own filesystem."""
+        """Return the full path of the file `relative` below the root, in the store's own filesystem."""
         return f"{self._base}/{relative}"
 
     def shown(self, relative: str) -> str:
-        """Where a file below the root is, for people: a path, or a URI without its options."""
+        """Return for people where the file `relative` below the root is: a path, or a URI without its options."""
         scheme = ""
         if "://" in self.root and not self.is_local:
             scheme = self.root.partition("://")[0] + "://"
@@ -175,6 +175,9 @@ class Store:
     def get(self, relative: str) -> bytes:
         """Read a file whole.
 
+        Args:
+            relative: path below the root.
+
         Raises:
             FileNotFoundError: there is no such file.
             TransientError: the storage refuses or does not answer.
@@ -184,12 +187,20 @@ class Store:
         return data
 
     def exists(self, relative: str) -> bool:
-        """Whether there is such a file; a folder does not count."""
+        """Return whether `relative` is a file below the root; a folder does not count.
+
+        Raises:
+            TransientError: the storage refuses or does not answer.
+        """
         with storage("read", self.path(relative)):
             return bool(self._fs.get_file_info(self.path(relative)).type == pafs.FileType.File)
 
     def delete(self, relative: str) -> None:
-        """Remove a file or folder if it is there."""
+        """Remove the file or folder `relative` below the root, if it is there.
+
+        Raises:
+            TransientError: the storage refuses or does not answer.
+        """
         with storage("deleted", self.path(relative)):
             info = self._fs.get_file_info(self.path(relative))
             if info.type == pafs.FileType.File:
@@ -198,13 +209,17 @@ class Store:
                 self._fs.delete_dir(info.path)
 
     def names(self, relative: str) -> list[str]:
-        """List the names of files and folders directly below a folder, sorted; none if there is no such folder."""
+        """List the names of files and folders directly below the folder `relative`, sorted; none if it does not exist.
+
+        Raises:
+            TransientError: the storage refuses or does not answer.
+        """
         selector = pafs.FileSelector(self.path(relative), allow_not_found=True)
         with storage("listed", self.path(relative)):
             return sorted(info.base_name for info in self._fs.get_file_info(selector))
 
     def find(self, step: Step) -> Record | None:
-        """The record of a built step, or None. Errors as in find_address()."""
+        """Return the record of a built `step`, or None; errors are as in find_address()."""
         return self.find_address(step.address)
 
     def find_address(self, address: str) -> Record | None:
@@ -257,10 +272,17 @@ class Store:
         return {record.address: record for record in records if record is not None}
 
     def side_by_side(self, work: Callable[[T], R], items: Iterable[T]) -> Iterable[R]:
-        """Call `work` on each item and return the results in order.
+        """Call a function on each item.
 
         An object store gets many calls at once. On a disk, where threads gain nothing, each call is made when its
         result is asked for.
+
+        Args:
+            work: the function.
+            items: its arguments.
+
+        Returns:
+            The results in the order of the items.
         """
         if self.is_local:
             return map(work, items)
@@ -268,11 +290,18 @@ class Store:
             return list(pool.map(work, items))
 
     def new_attempt(self, step: Step) -> Attempt:
-        """Name a new attempt at a step; nothing is written yet."""
+        """Name a new attempt at `step`; nothing is written yet."""
         return Attempt(self, step.address, uuid.uuid4().hex[:8])
 
     def commit(self, record: Record) -> None:
-        """Write a step's record, which makes it built; then delete its training state and failed.json, if any."""
+        """Write a step's record, which makes it built; then delete its training state and failed.json, if any.
+
+        Args:
+            record: lists files that are all written.
+
+        Raises:
+            TransientError: the storage refuses or does not answer.
+        """
         self.put(f"{record.address}/record.json", record.to_json())
         self.delete(f"{record.address}/state")
         self.delete(f"{record.address}/failed.json")
@@ -311,7 +340,7 @@ class Store:
             ) from None
         if stream.size() != entry.size:
             raise InputError(
-                f"{where}: {stream.size()} bytes, the record says {entry.size}: delete {record.address} and run again"
+                f"{where}: {stream.size()} bytes, the record lists {entry.size}: delete {record.address} and run again"
             )
         return stream
 

@@ -38,7 +38,7 @@ class Chosen:
 
 
 def kind_of(p: float) -> str:
-    """Return the kind of supervision, a key of KINDS, of points with this p."""
+    """Return the kind of supervision, a key of KINDS, of points whose expert fraction is `p`, in [0, 1]."""
     if p == 1:
         return "fully supervised"
     return "weakly supervised" if p == 0 else "semi-supervised"
@@ -48,6 +48,9 @@ def validation_score(record: Record) -> float | None:
     """Return the validation mIoU, in [0, 1], of a segmentation record.
 
     It belongs to the checkpoint that was kept, or to the last validation; None if there is no validation set.
+
+    Args:
+        record: the segmentation record.
     """
     best = record.metrics["validation_miou"]
     if best is None and record.metrics["history"]:

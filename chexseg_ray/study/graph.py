@@ -138,7 +138,11 @@ class _Graph:
 
     @_once
     def manifest(self, split: str) -> Step:
-        """The list of a split's images. Phantom files are identified by their step, a user's by their content."""
+        """Make the list of a split's images. Phantom files are identified by their step, a user's by their content.
+
+        Args:
+            split: weak | expert_train | validation | test.
+        """
         data = self.config.data
         config: dict[str, Any] = {"split": split, "pathologies": self.pathologies, "views": list(data.views)}
         if split == "weak":
@@ -160,7 +164,7 @@ class _Graph:
 
     @_once
     def images(self, split: str) -> Step:
-        """The decoded X-rays and expert masks of a split."""
+        """Make the step that decodes the X-rays and expert masks of `split`."""
         return _step("images", {"split": split, "size": self.size}, manifest=self.manifest(split))
 
     def _split_inputs(self, *splits: str) -> dict[str, Step]:
@@ -174,7 +178,15 @@ class _Graph:
 
     @_once
     def encoder(self, init: str, architecture: str) -> dict[str, Step]:
-        """The step that makes initial weights: a training of this study or a file; no step for random weights."""
+        """Make the input `encoder` of a network.
+
+        Args:
+            init: random | imagenet | chexpert | moco, or the path of a file.
+            architecture: the encoder's name.
+
+        Returns:
+            {"encoder": the step that trains the weights, or reads them from a file}; empty for random weights.
+        """
         if init == "random":
             return {}
         if init == "chexpert":
@@ -199,7 +211,12 @@ class _Graph:
 
     @_once
     def classifier(self, name: str, architecture: str) -> Step:
-        """The image-level classifier of the section `classifier` or `encoder_classifier`, with a given network."""
+        """Make an image-level classifier.
+
+        Args:
+            name: its section of the config, `classifier` or `encoder_classifier`.
+            architecture: the network's name, which an `encoder_classifier` takes from the sweep.
+        """
         section: EncoderClassifierConfig = getattr(self.config, name)
         config = _hashed(section, without=("init", "architecture"))
         config |= {"architecture": architecture, "pathologies": self.pathologies, "size": self.size}
@@ -208,7 +225,7 @@ class _Graph:
 
     @_once
     def moco(self, architecture: str) -> Step:
-        """MoCo with a given network."""
+        """Make the training of MoCo with the encoder `architecture`."""
         section = self.config.moco
         config = _hashed(section, without=("init",)) | {"architecture": architecture, "size": self.size}
         return _step(
@@ -217,7 +234,7 @@ class _Graph:
 
     @_once
     def cams(self) -> Step:
-        """Maps of the weak images, and, if thresholds are tuned, of the expert training images.
+        """Make the maps of the weak images and, if thresholds are tuned, of the expert training images.
 
         One step makes both, with the same actors.
         """
@@ -238,7 +255,7 @@ class _Graph:
 
     @_once
     def irnet(self) -> Step:
-        """IRNet, trained on the weak images whose gate is open, with their CAMs."""
+        """Make the IRNet that is trained on the weak images whose gate is open, with their CAMs."""
         inference = ("encoder", "instance_wise", "random_walk", "flip_average")
         config = _hashed(self.config.irnet, without=inference)
         config |= {"pathologies": self.pathologies, "size": self.size, **self._gate()}
@@ -248,7 +265,7 @@ class _Graph:
 
     @_once
     def propagation(self) -> Step:
-        """The propagated CAMs of the same splits."""
+        """Make the propagated CAMs of all splits that have CAMs."""
         section, cams = self.config.irnet, self.cams()
         splits = cams.config["splits"]
         config: dict[str, Any] = {
@@ -265,9 +282,12 @@ class _Graph:
         return _step("propagation", config, cams=cams, irnet=self.irnet(), **images)
 
     def pseudo_masks(self, point: SweepPoint) -> Step:
-        """The masks of a point's method.
+        """Make the masks of a point's method.
 
         All points share one step, unless thresholds are tuned on the expert subset of a trial.
+
+        Args:
+            point: a sweep point with p < 1.
         """
         if point.num_expert is None or self.config.pseudo_masks.thresholds != "tuned":
             return self._pseudo_masks(point.method, None, 0)
@@ -294,7 +314,7 @@ class _Graph:
         return _step("pseudo_masks", config, **inputs)
 
     def segmentation(self, point: SweepPoint) -> Step:
-        """The segmentation training of a point."""
+        """Make the segmentation training of `point`."""
         section = self.config.segmentation
         without = ["learning_rate", "num_updates", "min_positives"]  # set below
         if point.architecture not in _DEEPLABS:
@@ -323,12 +343,12 @@ class _Graph:
         return _step("segmentation", _without_normalisation(config, encoder), **inputs, **encoder)
 
     def evaluation(self, point: SweepPoint) -> Step:
-        """A point's network evaluated on the test split."""
+        """Make the evaluation of the network of `point` on the test split."""
         inputs = {"segmentation": self.segmentation(point), **self._split_inputs("test")}
         return _step("evaluation", {"pathologies": self.pathologies, "size": self.size}, **inputs)
 
     def benchmark(self) -> Step | None:
-        """Another reader's masks of the test images, evaluated like predictions."""
+        """Make the comparison of another reader's masks of the test images; None if the config names no such file."""
         if self.config.data.benchmark_masks is None:
             return None
         config: dict[str, Any] = {"pathologies": self.pathologies, "size": self.size, **self._columns()}

@@ -9,12 +9,20 @@ from chexseg_ray.config.sweep import GridConfig
 
 
 def sweep_points(config: StudyConfig) -> list[SweepPoint]:
-    """Return the canonical points of all grids, each once, in the config's order with trials innermost."""
+    """Return the canonical points of all grids, each once, in the config's order with trials innermost.
+
+    Args:
+        config: the study's config.
+    """
     return list(dict.fromkeys(point.canonical() for point in named_points(config)))
 
 
 def named_points(config: StudyConfig) -> list[SweepPoint]:
-    """Return the points as the grids list them; some may be the same training."""
+    """Return the points as the grids list them; some may be the same training.
+
+    Args:
+        config: the study's config.
+    """
     points = []
     for grid in (None, *config.sweep.also):
         values = {axis.name: axis_values(config, axis, grid) for axis in AXES}
@@ -40,6 +48,6 @@ def axis_values(config: StudyConfig, axis: Axis, grid: GridConfig | None = None)
 
 
 def every_value(config: StudyConfig, axis: Axis) -> tuple[Any, ...]:
-    """Return all values of an axis in any grid, each once."""
+    """Return all values that `axis` has in any grid of `config`, each once."""
     grids = [axis_values(config, axis, grid) for grid in (None, *config.sweep.also)]
     return tuple(dict.fromkeys(value for values in grids for value in values))

@@ -16,13 +16,17 @@ SOURCE_FIELDS = ("weak_csv", "expert_csv", "expert_masks", "test_csv", "test_mas
 
 
 def open_source(config: StudyConfig) -> Source | None:
-    """Open the data root of the config.
+    """Open the data root of a study.
+
+    Args:
+        config: the study's config.
 
     Returns:
         The root; None for phantoms.
 
     Raises:
         InputError: the root is not a folder.
+        TransientError: the storage refuses or does not answer.
     """
     if config.data.root is None:
         return None
@@ -31,21 +35,30 @@ def open_source(config: StudyConfig) -> Source | None:
         is_folder = filesystem.get_file_info(base).type == pafs.FileType.Directory
     if not is_folder:
         raise InputError(
-            f"data.root={config.data.root}: is no folder: name the folder that the CSV and mask files lie in"
+            f"data.root={config.data.root}: is not a folder: name the folder that the CSV and mask files lie in"
         )
     return Source(filesystem, base)
 
 
 def source_files(config: StudyConfig) -> dict[str, str | None]:
-    """Return the paths of the CSV and JSON sources below the data root, by field of `data`; None where unset."""
+    """Return the paths of the CSV and JSON sources below the data root, by field of `data`; None where unset.
+
+    Args:
+        config: the study's config.
+    """
     return {field: getattr(config.data, field) for field in SOURCE_FIELDS}
 
 
 def source_hashes(config: StudyConfig, source: Source | None) -> dict[str, str]:
     """Return the sha256 of each CSV and JSON source by field of `data`; empty for phantoms.
 
+    Args:
+        config: the study's config.
+        source: the opened data root; None for phantoms.
+
     Raises:
         InputError: a file is not there; names the field.
+        TransientError: the storage refuses or does not answer.
     """
     hashes: dict[str, str] = {}
     if source is None:
@@ -56,13 +69,20 @@ def source_hashes(config: StudyConfig, source: Source | None) -> dict[str, str]:
         try:
             hashes[field] = hashlib.sha256(source.read(name)).hexdigest()
         except FileNotFoundError:
-            rule = f"is no file below data.root={config.data.root}"
+            rule = f"is not a file below data.root={config.data.root}"
             raise InputError(f"data.{field}={name}: {rule}: correct the name") from None
     return hashes
 
 
 def encoder_files(config: StudyConfig) -> dict[str, str]:
-    """Return the files of encoder weights that the study reads, as {path or URI: the field that names it}."""
+    """Return the files of encoder weights that the study reads.
+
+    Args:
+        config: the study's config.
+
+    Returns:
+        {path or URI: the field that names it}.
+    """
     points = sweep_points(config)
     inits = {("sweep.init", point.init, point.encoder) for point in points}
     encoders = {point.encoder for point in points}
@@ -87,8 +107,12 @@ def encoder_files(config: StudyConfig) -> dict[str, str]:
 def hash_encoder_files(config: StudyConfig) -> dict[str, str]:
     """Return the sha256 of each of encoder_files(config), by path.
 
+    Args:
+        config: the study's config.
+
     Raises:
         InputError: a file cannot be read; names the field.
+        TransientError: the storage refuses or does not answer.
     """
     hashes = {}
     for path, field in encoder_files(config).items():
@@ -98,16 +122,23 @@ def hash_encoder_files(config: StudyConfig) -> dict[str, str]:
                 hashes[path] = hashlib.sha256(stream.read()).hexdigest()
         except (FileNotFoundError, IsADirectoryError):
             names = "random or imagenet" if field != "sweep.init" else "random, imagenet, moco or chexpert"
-            rule = "is no file that can be read"
+            rule = "is not a file that can be read"
             raise InputError(f"{field}={path}: {rule}: name {names}, or a file of encoder weights") from None
     return hashes
 
 
 def load_study(config: StudyConfig) -> tuple[Study, Source | None]:
-    """Return the graph of a config, and its data root (None for phantoms); reads and hashes the sources.
+    """Read and hash the sources of a study, and make its graph.
+
+    Args:
+        config: the study's config.
+
+    Returns:
+        The graph, and the data root (None for phantoms).
 
     Raises:
         InputError: a source or a file of weights cannot be read.
+        TransientError: the storage refuses or does not answer.
     """
     source = open_source(config)
     return study_graph(config, source_hashes(config, source), hash_encoder_files(config)), source

@@ -40,5 +40,5 @@ TRIAL_STEPS = frozenset(name for name, kind in KINDS.items() if kind.per_trial)
 
 
 def module_of(name: str) -> str:
-    """Return the module whose `make` makes a kind of step."""
+    """Return the module whose `make` makes the kind of step called `name`."""
     return f"chexseg_ray.stages.{name}"

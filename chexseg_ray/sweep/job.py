@@ -7,7 +7,7 @@ from chexseg_ray.command import Asked, run_study_job, study_parser
 DESCRIPTION = """\
 Run a study: build what is missing of it, and write its report.
 
-The same command again goes on where it stopped; with nothing to build it does not start Ray."""
+The same command again continues where it stopped; with nothing to build it does not start Ray."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -105,7 +105,11 @@ def _show_states(labels: Sequence[str]) -> Callable[[str, str], None]:
 
 
 def longest_first(waiting: Sequence[tuple[SweepPoint, Step]]) -> list[tuple[SweepPoint, Step]]:
-    """Sort points with their evaluation steps by the FLOPs of their trainings, most first (a stable sort)."""
+    """Sort points by the FLOPs of their trainings, most first (a stable sort).
+
+    Args:
+        waiting: points with their evaluation steps.
+    """
 
     def flops(item: tuple[SweepPoint, Step]) -> float:
         return step_cost(item[1].inputs["segmentation"], {}, 0.0).flops
@@ -219,7 +223,16 @@ def _trial(space: Mapping[str, Any], by_label: Mapping[str, Any], common: Any) -
 
 
 def write_failure(store: Store, step: Step, error: BaseException) -> None:
-    """Write why a step is not built next to where its record would be; the next run tries the step again."""
+    """Write failed.json, which explains why a step is not built, into its folder; the next run tries the step again.
+
+    Args:
+        store: the study's store.
+        step: the step.
+        error: what ended the attempt, while it is handled: its traceback is written too.
+
+    Raises:
+        TransientError: the storage refuses or does not answer.
+    """
     details = {"error": str(error), "kind": type(error).__name__, "traceback": traceback.format_exc()}
     store.put(f"{step.address}/failed.json", json.dumps(details, indent=1).encode())
 

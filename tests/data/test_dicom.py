@@ -23,17 +23,17 @@ def made(values: np.ndarray, colour: str = "MONOCHROME2", bits: int = 12, **more
     meta = FileMetaDataset()
     meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, "1.2.840.10008.5.1.4.1.1.1.1"
     meta.MediaStorageSOPInstanceUID = "1.2.3.4"
-    own = Dataset()
-    own.file_meta = meta
-    own.SOPClassUID, own.SOPInstanceUID, own.Modality = meta.MediaStorageSOPClassUID, "1.2.3.4", "DX"
-    own.Rows, own.Columns = values.shape
-    own.SamplesPerPixel, own.PhotometricInterpretation = 1, colour
-    own.BitsAllocated, own.BitsStored, own.HighBit, own.PixelRepresentation = 16, bits, bits - 1, 0
-    own.PixelData = values.astype("<u2").tobytes()
+    dataset = Dataset()
+    dataset.file_meta = meta
+    dataset.SOPClassUID, dataset.SOPInstanceUID, dataset.Modality = meta.MediaStorageSOPClassUID, "1.2.3.4", "DX"
+    dataset.Rows, dataset.Columns = values.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, colour
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, bits, bits - 1, 0
+    dataset.PixelData = values.astype("<u2").tobytes()
     for name, value in more.items():
-        setattr(own, name, value)
+        setattr(dataset, name, value)
     stream = io.BytesIO()
-    pydicom.dcmwrite(stream, own, enforce_file_format=True)
+    pydicom.dcmwrite(stream, dataset, enforce_file_format=True)
     return stream.getvalue()
 
 
@@ -213,13 +213,13 @@ def test_a_compression_that_pydicom_alone_lacks_is_named_and_damage_of_one_that_
 
 def report(kind: str) -> bytes:
     """A DICOM file of a class that has no pixels."""
-    own = Dataset()
-    own.file_meta = FileMetaDataset()
-    own.file_meta.TransferSyntaxUID, own.file_meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, kind
-    own.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
-    own.SOPInstanceUID, own.Modality = "1.2.3.4", "SR"
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID, dataset.file_meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, kind
+    dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    dataset.SOPInstanceUID, dataset.Modality = "1.2.3.4", "SR"
     stream = io.BytesIO()
-    pydicom.dcmwrite(stream, own, enforce_file_format=True)
+    pydicom.dcmwrite(stream, dataset, enforce_file_format=True)
     return stream.getvalue()
 
 

@@ -120,8 +120,8 @@ def test_a_large_image_is_refused_before_it_is_decoded(monkeypatch: pytest.Monke
 def test_sizes_that_pillow_warns_of_are_ours_to_judge(side: int) -> None:
     header = side.to_bytes(4, "big") * 2 + bytes((8, 0, 0, 0, 0))
     data = b"\x89PNG\r\n\x1a\n" + b"".join(
-        len(own).to_bytes(4, "big") + name + own + zlib.crc32(name + own).to_bytes(4, "big")
-        for name, own in ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+        len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
+        for name, content in ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
     )
     with pytest.raises(ImageError, match="too_large"):
         decode_grey(data, max_pixels=40_000_000)

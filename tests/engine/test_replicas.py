@@ -121,14 +121,14 @@ def one_segmentation_update(replica: Replica) -> Result:
     rng = np.random.default_rng(1)
     pixels, masks = torch.from_numpy(batch().pixels), torch.from_numpy(rng.random((BATCH, 3, SIZE, SIZE)) < 0.2)
     masks[:4, 1] = False
-    own = replica.share(BATCH)
+    rows = replica.share(BATCH)
     add_up = replica.sum_ if replica.count > 1 else None
 
     def forward(inputs: torch.Tensor) -> torch.Tensor:
         return replica.forward(model, inputs, 2, [9])
 
     losses = tuple(
-        segmentation_update(model, optimiser, pixels[own], masks[own], "imagenet", 1.0, forward, add_up)
+        segmentation_update(model, optimiser, pixels[rows], masks[rows], "imagenet", 1.0, forward, add_up)
         for _ in range(2)
     )
     return state_after(model, losses, model)
@@ -170,8 +170,8 @@ def test_each_replica_has_its_own_statistics_and_their_mean_runs() -> None:
     inputs = torch.randn(6, 4, 5, 5)
     out = Replica(0, 1).forward(model, inputs, 3, [0])
     for part in range(3):
-        own = slice(2 * part, 2 * part + 2)
-        assert torch.allclose(out[own], nn.BatchNorm2d(4)(inputs[own]), atol=1e-6)
+        rows = slice(2 * part, 2 * part + 2)
+        assert torch.allclose(out[rows], nn.BatchNorm2d(4)(inputs[rows]), atol=1e-6)
     means = torch.stack([inputs[2 * p : 2 * p + 2].mean(dim=(0, 2, 3)) for p in range(3)])
     assert torch.allclose(model.running_mean, 0.1 * means.mean(dim=0), atol=1e-6)
     whole = nn.BatchNorm2d(4)(inputs)

@@ -20,7 +20,7 @@ def sample(real_data: Path) -> Path:
 
 def decoded(path: Path) -> dict[str, np.ndarray]:
     masks = read_mask_json(path.read_bytes(), path.name, PATHOLOGIES)
-    return {cxr_id: np.stack([decode_rle(own[name]) for name in PATHOLOGIES]) for cxr_id, own in masks.items()}
+    return {cxr_id: np.stack([decode_rle(rles[name]) for name in PATHOLOGIES]) for cxr_id, rles in masks.items()}
 
 
 def test_per_image_is_what_chexlocalizes_evaluation_gives(sample: Path) -> None:
@@ -28,7 +28,7 @@ def test_per_image_is_what_chexlocalizes_evaluation_gives(sample: Path) -> None:
     predicted, truth = map(decoded, files)
     counts = np.stack([mask_counts(predicted[cxr_id], truth[cxr_id]) for cxr_id in sorted(truth)])
     raw = [json.loads(path.read_text()) for path in files]
-    raw[0] = {i: {n: (own.get(n) or own["Lung Opacity"]) for n in PATHOLOGIES} for i, own in raw[0].items()}
+    raw[0] = {i: {n: (image.get(n) or image["Lung Opacity"]) for n in PATHOLOGIES} for i, image in raw[0].items()}
     for only in (True, False):
         ours = per_image_iou(counts, true_pos_only=only)
         theirs = [mean_iou(*raw, name, only) for name in PATHOLOGIES]
@@ -43,9 +43,9 @@ def test_per_image_is_what_chexlocalizes_evaluation_gives(sample: Path) -> None:
 def test_polygons_in_rle_out_is_bit_identical_to_the_published_file(sample: Path) -> None:
     annotations = json.loads((sample / "gt_annotations_val.json").read_text())
     published = json.loads((sample / "gt_segmentations_val.json").read_text())
-    for cxr_id, own in annotations.items():
-        height, width = own["img_size"]
-        masks = np.stack([rasterise(own.get(name, []), height, width) for name in PATHOLOGIES])
+    for cxr_id, annotation in annotations.items():
+        height, width = annotation["img_size"]
+        masks = np.stack([rasterise(annotation.get(name, []), height, width) for name in PATHOLOGIES])
         entry = exchange_entry(PATHOLOGIES, masks)
         assert entry == {name: published[cxr_id][name] for name in PATHOLOGIES}
 
@@ -54,8 +54,8 @@ def test_rle_in_rle_out_is_bit_identical(sample: Path) -> None:
     for name in ("gt_segmentations_val.json", "gradcam_segmentations_val_sample.json"):
         read = read_mask_json((sample / name).read_bytes(), name, PATHOLOGIES)
         entries = {
-            cxr_id: exchange_entry(PATHOLOGIES, np.stack([decode_rle(own[n]) for n in PATHOLOGIES]))
-            for cxr_id, own in read.items()
+            cxr_id: exchange_entry(PATHOLOGIES, np.stack([decode_rle(rles[n]) for n in PATHOLOGIES]))
+            for cxr_id, rles in read.items()
         }
         again = read_mask_json(exchange_json(entries).encode(), name, PATHOLOGIES)
         assert again == read

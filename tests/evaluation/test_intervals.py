@@ -114,10 +114,10 @@ def shared(replicates: np.ndarray, trials: int) -> np.ndarray:
 def test_the_shared_variance_is_the_covariance_between_trials(rng: np.random.Generator) -> None:
     replicates = rng.normal(size=(5000, 1)) * 0.5 + rng.normal(size=(5000, 4)) * 2
     replicates[7, 2] = np.nan
-    together, own = shared_variance(replicates)
+    together, separate = shared_variance(replicates)
     expected = np.cov(replicates[~np.isnan(replicates).any(axis=1)].T)
     assert together == pytest.approx(expected[np.triu_indices(4, 1)].mean())
-    assert together + own == pytest.approx(expected.diagonal().mean())
+    assert together + separate == pytest.approx(expected.diagonal().mean())
     assert shared_variance(np.array([[0.1, 0.4], [0.2, 0.3], [0.3, 0.1]]))[0] == 0, "not negative"
     assert np.isnan(shared_variance(replicates[:, :1])).all()
 
@@ -241,7 +241,7 @@ def test_holm_is_the_closed_test_of_bonferroni(rng: np.random.Generator) -> None
 
 
 @pytest.mark.parametrize(
-    ("true", "trial_sd", "patient_sd", "n", "df", "own"),
+    ("true", "trial_sd", "patient_sd", "n", "df", "error_sd"),
     [
         (0.06, 0.03, 0.012, 3, 59, 0.0),
         (0.06, 0.03, 0.012, 4, 59, 0.02),
@@ -251,15 +251,15 @@ def test_holm_is_the_closed_test_of_bonferroni(rng: np.random.Generator) -> None
     ],
 )
 def test_power_is_the_share_of_simulated_studies_that_find_the_difference(
-    true: float, trial_sd: float, patient_sd: float, n: int, df: int, own: float, rng: np.random.Generator
+    true: float, trial_sd: float, patient_sd: float, n: int, df: int, error_sd: float, rng: np.random.Generator
 ) -> None:
     draws = 20_000
     mean = true + rng.normal(scale=math.hypot(trial_sd / math.sqrt(n), patient_sd), size=draws)
     v1 = trial_sd**2 / n * rng.chisquare(n - 1, draws) / (n - 1)
     v2 = patient_sd**2 * rng.chisquare(df, draws) / df
     t1, t2 = stats.t.ppf(0.975, n - 1), stats.t.ppf(0.975, df)
-    found = np.abs(mean) > np.maximum((v1 * t1 + v2 * t2) / np.sqrt(v1 + v2), t2 * np.sqrt(v2 + own**2 / n))
-    assert found.mean() == pytest.approx(power(true, trial_sd**2, patient_sd**2, n, df, 0.95, own**2), abs=0.012)
+    found = np.abs(mean) > np.maximum((v1 * t1 + v2 * t2) / np.sqrt(v1 + v2), t2 * np.sqrt(v2 + error_sd**2 / n))
+    assert found.mean() == pytest.approx(power(true, trial_sd**2, patient_sd**2, n, df, 0.95, error_sd**2), abs=0.012)
 
 
 def test_power_is_right_for_few_patients(rng: np.random.Generator) -> None:
@@ -330,6 +330,6 @@ def test_intervals_cover_the_truth_as_often_as_they_say(coverage: ModuleType) ->
     assert studies.hierarchical < studies.both
     assert studies.false_findings <= 0.07
     assert studies.blank == 0
-    own = coverage.simulate(200, 0.6, 3, 300, 1, 300, trial_sd=0.02, both_sd=1.0)
-    assert own.false_findings <= 0.07
-    assert own.both >= 0.93
+    erring = coverage.simulate(200, 0.6, 3, 300, 1, 300, trial_sd=0.02, both_sd=1.0)
+    assert erring.false_findings <= 0.07
+    assert erring.both >= 0.93

@@ -16,7 +16,7 @@ DICOM = bytes(128) + b"DICM" + bytes(60)
 
 
 def listed(*words: object) -> list[tuple[str, str]]:
-    return [(own.cxr_id, own.path) for own in list_images([str(word) for word in words]).files]
+    return [(x_ray.cxr_id, x_ray.path) for x_ray in list_images([str(word) for word in words]).files]
 
 
 def ids(*words: object) -> list[str]:
@@ -54,7 +54,7 @@ def test_files_folders_and_csv_files_are_listed(x_rays: Path, tmp_path: Path) ->
     )
     assert ids(x_rays) == ["one", "patient00001_study1_view1_frontal", "two"]
     for word, error in (
-        ("none.png", "is no file and no folder"),
+        ("none.png", "is neither a file nor a folder"),
         ("empty", "has no DICOM file and none that ends in"),
         ("out.csv", "leaves the data root"),
     ):
@@ -75,7 +75,7 @@ def test_a_discs_directory_is_none_of_its_x_rays(tmp_path: Path) -> None:
     (tmp_path / "DICOMDIR").write_bytes(
         bytes(128) + b"DICM" + b"\x02\0\x02\0UI\x14\x001.2.840.10008.1.3.10" + bytes(60)
     )
-    assert [own.path for own in list_images([str(tmp_path)]).files] == [f"{tmp_path}/1.2.840"]
+    assert [x_ray.path for x_ray in list_images([str(tmp_path)]).files] == [f"{tmp_path}/1.2.840"]
 
 
 def test_ids_are_chexperts_or_the_name_that_the_user_sees(tmp_path: Path, x_rays: Path) -> None:
@@ -150,9 +150,9 @@ def test_links_are_counted_and_what_is_no_regular_file_is_not_opened(
     os.mkfifo(root / "1.2")
     os.symlink(tmp_path, root / "loop")
     os.symlink(tmp_path / "nowhere", root / "lost.png")
-    assert [(own.cxr_id, own.fault) for own in list_images([str(root)]).files] == [("lost", "missing"), ("x", "")]
+    assert [(x_ray.cxr_id, x_ray.fault) for x_ray in list_images([str(root)]).files] == [("lost", "missing"), ("x", "")]
     assert "passed over 2 other files and 1 linked folders" in capsys.readouterr().out
-    with pytest.raises(InputError, match="is no file and no folder"):
+    with pytest.raises(InputError, match="is neither a file nor a folder"):
         listed(root / "z.png")
 
 
@@ -175,7 +175,7 @@ def test_what_a_csv_names_and_is_no_file_is_missing(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     rows = ["x.png", "folder.png", "gone.png", "pipe.png", "x.png/below.png", f"{'n' * 300}.png"]
     (tmp_path / "list.csv").write_text("\n".join(["Path", *rows]))
-    assert [own.fault for own in list_images([f"{tmp_path}/list.csv"]).files] == ["", *["missing"] * 5]
+    assert [x_ray.fault for x_ray in list_images([f"{tmp_path}/list.csv"]).files] == ["", *["missing"] * 5]
 
 
 def test_a_name_that_is_no_utf8_is_a_fault_of_its_own_file_alone(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_name_that_is_no_utf8_is_a_fault_of_its_own_file_alone(tmp_path: Path)
     bad = os.fsencode(tmp_path) + b"/bad\xff.png"
     Path(os.fsdecode(bad)).write_bytes(b"an image")
     for words in ([str(tmp_path)], [os.fsdecode(bad), f"{tmp_path}/x.png"]):
-        assert [(own.cxr_id, own.fault) for own in list_images(words).files] == [("bad_", "name"), ("x", "")]
+        assert [(x_ray.cxr_id, x_ray.fault) for x_ray in list_images(words).files] == [("bad_", "name"), ("x", "")]
 
 
 def test_a_stamp_changes_with_the_file(tmp_path: Path) -> None:
@@ -215,6 +215,6 @@ def test_dicom_without_pydicom_is_told_before_anything_is_loaded(
 
 def test_options_of_a_uri_stay_with_it(x_rays: Path) -> None:
     found = list_images([f"file://{x_rays}"])
-    assert [own.cxr_id for own in found.files] == ["one", "patient00001_study1_view1_frontal", "two"]
+    assert [x_ray.cxr_id for x_ray in found.files] == ["one", "patient00001_study1_view1_frontal", "two"]
     assert found.only_here is None, "a file:// URI says that every node has it"
     assert list_images([str(x_rays)]).only_here is not None

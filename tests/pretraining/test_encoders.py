@@ -144,8 +144,8 @@ def test_a_classifiers_trunk_is_an_encoder(architecture: str) -> None:
     encoder = build_encoder(architecture).eval()
     facts = {"architecture": architecture, "normalisation": "imagenet", "pathologies": ["a"]}
     load_encoder(encoder, read_encoder(record(classifier.state_dict(), **facts), encoder, architecture).state)
-    own = trunk_of(classifier).state_dict()
-    assert all(torch.equal(own[name], tensor) for name, tensor in encoder.state_dict().items())
+    trunk = trunk_of(classifier).state_dict()
+    assert all(torch.equal(trunk[name], tensor) for name, tensor in encoder.state_dict().items())
     with torch.no_grad():
         assert encoder(images)[-1].shape[1] == encoder_channels(architecture)
 
@@ -231,5 +231,5 @@ class Executed:
 
 
 def test_code_in_a_file_is_not_executed_and_the_remedy_is_named() -> None:
-    with pytest.raises(ValueError, match=r"no weights can be read .*save its state_dict alone"):
+    with pytest.raises(ValueError, match=r"no weights can be read .*save only its state_dict"):
         read_state(saved({"conv1.weight": Executed()}))

@@ -90,9 +90,9 @@ def test_the_loss_is_info_nce_by_a_double_loop() -> None:
     )
     expected, found = 0.0, 0
     for q, k in zip(queries, keys, strict=True):
-        own, others = float(q @ k) / 0.2, [float(q @ other) / 0.2 for other in queue]
-        expected += -own + np.log(sum(np.exp(value) for value in [own, *others]))
-        found += own > max(others)
+        positive, others = float(q @ k) / 0.2, [float(q @ other) / 0.2 for other in queue]
+        expected += -positive + np.log(sum(np.exp(value) for value in [positive, *others]))
+        found += positive > max(others)
     loss, accuracy = contrastive_loss(queries, keys, queue, 0.2)
     assert float(loss) == pytest.approx(expected, rel=1e-12)
     assert int(accuracy) == found
@@ -106,8 +106,8 @@ def small() -> MoCo:
 
 def test_both_encoders_begin_equal_and_the_key_encoder_follows_without_gradients() -> None:
     model = small()
-    for own, other in zip(model.key.state_dict().values(), model.query.state_dict().values(), strict=True):
-        assert torch.equal(own, other)
+    for key_tensor, other in zip(model.key.state_dict().values(), model.query.state_dict().values(), strict=True):
+        assert torch.equal(key_tensor, other)
     assert not any(p.requires_grad for p in model.key.parameters())
     before = model.key.head[0].weight.clone()
     with torch.no_grad():

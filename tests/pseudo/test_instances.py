@@ -24,9 +24,9 @@ def two_discs() -> tuple[np.ndarray, np.ndarray]:
     mask = np.zeros((SIZE, SIZE), dtype=int)
     field = np.zeros((2, SIZE, SIZE), dtype=np.float32)
     for number, centre in enumerate([(8, 7), (13, 16)], start=1):
-        own = np.hypot(rows - centre[0], columns - centre[1]) <= 5
-        mask[own] = number
-        field[:, own] = np.stack([centre[0] - rows, centre[1] - columns])[:, own]
+        disc = np.hypot(rows - centre[0], columns - centre[1]) <= 5
+        mask[disc] = number
+        field[:, disc] = np.stack([centre[0] - rows, centre[1] - columns])[:, disc]
     return mask, field
 
 
@@ -130,6 +130,6 @@ def test_a_trained_displacement_branch_tells_two_opacities_of_a_phantom_apart() 
         largest = np.argsort(np.bincount(regions[foreground]))[-2:]
         groups = group_by_centroid(field, foreground)
         first, second = (np.bincount(groups[regions == number]) for number in largest)
-        own = first.argmax(), second.argmax()
-        apart += own[0] != own[1] and min(first.max() / first.sum(), second.max() / second.sum()) > 0.9
+        modes = first.argmax(), second.argmax()
+        apart += modes[0] != modes[1] and min(first.max() / first.sum(), second.max() / second.sum()) > 0.9
     assert apart >= 5, f"{apart} of 6"

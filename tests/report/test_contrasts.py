@@ -37,9 +37,9 @@ def test_contrasts_are_paired_by_trial_and_corrected(whole: tuple[Path, StudyCon
     assert first["intervals"]["trials"] == pytest.approx([low, high])
     ordered = sorted(found, key=lambda c: c["p"])
     highest = 0.0
-    for rank, own in enumerate(ordered):
-        highest = max(highest, min(1.0, own["p"] * (len(found) - rank)))
-        assert own["holm_p"] == pytest.approx(highest)
+    for rank, contrast in enumerate(ordered):
+        highest = max(highest, min(1.0, contrast["p"] * (len(found) - rank)))
+        assert contrast["holm_p"] == pytest.approx(highest)
 
 
 @pytest.mark.usefixtures("undrawn")

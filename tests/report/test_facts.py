@@ -31,7 +31,7 @@ def test_the_overlap_of_weak_sets_is_that_of_the_subsets_drawn(tmp_path: Path) -
 def test_drawn_expert_masks_are_conditions_of_their_own(tmp_path: Path) -> None:
     config = config_of(tmp_path, "sweep.num_expert=[4]", "sweep.p=[1.0]")
     study = fill(tmp_path, config)
-    step = next(own for own in study.steps() if own.name == "images" and own.config["split"] == "expert_train")
+    step = next(step for step in study.steps() if step.name == "images" and step.config["split"] == "expert_train")
     ids = [f"e{i:02d}" for i in range(6)]
     commit(Store.open(str(tmp_path)), step, {"images/part-00000.parquet": pa.table({"cxr_id": ids})}, {}, rows=6)
     positive = dict.fromkeys(config.data.pathologies, 3)

@@ -64,7 +64,7 @@ def test_what_has_no_interval_is_drawn_without_one_and_few_patients_are_told_apa
 def test_the_budgets_figure_places_all_expert_masks_at_their_number(tmp_path: Path) -> None:
     config = tiny(tmp_path, "sweep.num_expert=[5, null]", "sweep.p=[1.0]", "report.bootstrap_replicates=100")
     study = fill(tmp_path, config)
-    step = next(own for own in study.steps() if own.name == "images" and own.config["split"] == "expert_train")
+    step = next(step for step in study.steps() if step.name == "images" and step.config["split"] == "expert_train")
     commit(Store.open(str(tmp_path)), step, {}, {}, rows=17)
     write_report(config, study, Store.open(str(tmp_path)))
     assert {row["x"] for row in load(tmp_path / "report" / "tiny" / "miou_over_num_expert.json")} == {5, 17}

@@ -25,9 +25,9 @@ def test_radiologists_are_measured_as_models_and_the_gap_is_the_papers(whole: tu
     assert closed.mean == pytest.approx((semi - weak) / (reader - weak))
     assert 0 < closed.low < closed.mean < closed.high
     counts = counts_table(list(config.data.pathologies), 0.9, 999, "Lung Lesion").to_pandas()
-    own = counts[counts.resolution == "model"].groupby("pathology")[["intersection", "predicted", "truth"]].sum()
-    iou = own.intersection / (own.predicted + own.truth - own.intersection)
-    assert reader == pytest.approx(iou[own.truth > 0].mean())
+    pixels = counts[counts.resolution == "model"].groupby("pathology")[["intersection", "predicted", "truth"]].sum()
+    iou = pixels.intersection / (pixels.predicted + pixels.truth - pixels.intersection)
+    assert reader == pytest.approx(iou[pixels.truth > 0].mean())
     cells = table(folder / "radiologists.csv")
     assert cells[1][:2] == ["Mean IoU", f"{reader:.3f}"]
     assert cells[1][5] == f"{semi / reader - 1:+.0%}"
@@ -40,7 +40,7 @@ def test_what_is_chosen_does_not_change_with_the_test_set(tmp_path: Path) -> Non
         study = fill(tmp_path / str(seed), config, test_seed=seed)
         store = Store.open(str(tmp_path / str(seed)))
         records = store.find_all(study.steps())
-        chosen.append({kind: (own.point, own.score) for kind, own in choose(study, records).items()})
+        chosen.append({kind: (choice.point, choice.score) for kind, choice in choose(study, records).items()})
         iou = [r.sums["pooled"].estimate()[0] for r in read_results(config, study, store, records).points]
         chosen[-1]["iou"] = iou[0]  # type: ignore[assignment]
     assert chosen[0].pop("iou") != chosen[1].pop("iou"), "the test set did change"

@@ -21,8 +21,8 @@ def test_intervals_over_trials_are_scipys_of_the_trials_rows(whole: tuple[Path, 
     checked = 0
     for row in found:
         if row["trial"] == "all" and row["interval"].startswith("trials,") and row["low"]:
-            own = [float(t["iou"]) for t in trials if all(t[k] == row[k] for k in key)]
-            low, high = stats.t.interval(0.95, 2, np.mean(own), stats.sem(own))
+            ious = [float(t["iou"]) for t in trials if all(t[k] == row[k] for k in key)]
+            low, high = stats.t.interval(0.95, 2, np.mean(ious), stats.sem(ious))
             assert float(row["low"]) == pytest.approx(max(low, 0), abs=1e-12)
             assert float(row["high"]) == pytest.approx(min(high, 1), abs=1e-12)
             checked += 1
@@ -31,8 +31,10 @@ def test_intervals_over_trials_are_scipys_of_the_trials_rows(whole: tuple[Path, 
 
 def test_every_interval_holds_its_mean_and_both_sources_add_up(whole: tuple[Path, StudyConfig, Path]) -> None:
     store, config, folder = whole
-    own = [r for r in rows(folder) if r["trial"] == "all" and r["pathology"] == "mean" and r["aggregation"] == "pooled"]
-    assert all(float(r["low"]) <= float(r["iou"]) <= float(r["high"]) for r in own)
+    pooled = [
+        r for r in rows(folder) if r["trial"] == "all" and r["pathology"] == "mean" and r["aggregation"] == "pooled"
+    ]
+    assert all(float(r["low"]) <= float(r["iou"]) <= float(r["high"]) for r in pooled)
     study, opened = graph(config), Store.open(str(store))
     results = read_results(config, study, opened, opened.find_all(study.steps()))
     assert results.test is not None
@@ -71,13 +73,13 @@ def test_a_trial_without_any_defined_pathology_is_left_out_of_the_means_interval
         "encoder_classifier.selection_pathologies=[Edema]",
     )
     write_report(config, fill(tmp_path, config, absent="Cardiomegaly", blank=("Edema", 0)), Store.open(str(tmp_path)))
-    own = [
+    mixed = [
         r
         for r in rows(tmp_path / "report" / "tiny")
         if r["trial"] == "all" and r["p"] == "0.5" and r["method"] == "gradcam"
     ]
     found = {
-        (r["pathology"], r["interval"].split(",")[0]): r for r in own if r["aggregation"] == "per_image_true_pos_only"
+        (r["pathology"], r["interval"].split(",")[0]): r for r in mixed if r["aggregation"] == "per_image_true_pos_only"
     }
     for kind in ("trials", "patients", "trials and patients"):
         mean, edema = ([found[name, kind][end] for end in ("low", "high")] for name in ("mean", "Edema"))
@@ -90,10 +92,12 @@ def test_identical_trials_and_a_single_one_have_no_interval_over_trials(tmp_path
     for name, more, note in (("same", (), "identical trials"), ("one", ("sweep.trials=1",), "1 trial")):
         config = config_of(tmp_path / name, *more)
         write_report(config, fill(tmp_path / name, config, same=True), Store.open(str(tmp_path / name)))
-        own = [r for r in rows(tmp_path / name / "report" / "tiny") if r["trial"] == "all" and r["pathology"] == "mean"]
+        means = [
+            r for r in rows(tmp_path / name / "report" / "tiny") if r["trial"] == "all" and r["pathology"] == "mean"
+        ]
         kinds = {
             r["interval"].split(",")[0]: r
-            for r in own
+            for r in means
             if r["aggregation"] == "pooled" and r["p"] == "0.5" and r["method"] == "gradcam"
         }
         assert (kinds["trials"]["low"], kinds["trials"]["note"]) == ("", note)
@@ -126,14 +130,14 @@ def test_a_trial_that_does_not_define_a_pathology_is_left_out_of_its_intervals(t
     config = config_of(tmp_path)
     study = fill(tmp_path, config, blank=("Edema", 0))
     write_report(config, study, Store.open(str(tmp_path)))
-    own = [
+    edema = [
         r
         for r in rows(tmp_path / "report" / "tiny")
         if r["trial"] == "all" and r["pathology"] == "Edema" and r["p"] == "0.5"
     ]
     kinds = {
         r["interval"].split(",")[0]: r
-        for r in own
+        for r in edema
         if r["aggregation"] == "per_image_true_pos_only" and r["method"] == "gradcam"
     }
     assert {kind: r["n"] for kind, r in kinds.items()}["trials"] == "2"

@@ -37,12 +37,12 @@ def test_table_1_has_the_papers_layout(whole: tuple[Path, StudyConfig, Path]) ->
     weak = table(whole[2] / "table2.csv")
     assert weak[0][:5] == ["Encoder", "Train set size", "Experts", "CAM", "IRNet"]
     key = ("gradcam", "random", "0.0", "mean", "pooled")
-    own = [
+    ious = [
         float(r["iou"])
         for r in rows(whole[2])
         if r["trial"] != "all" and (r["method"], r["init"], r["p"], r["pathology"], r["aggregation"]) == key
     ]
-    assert weak[1][3] == f"{np.mean(own):.3f} ± {stats.t.ppf(0.975, 2) * stats.sem(own):.5f}"
+    assert weak[1][3] == f"{np.mean(ious):.3f} ± {stats.t.ppf(0.975, 2) * stats.sem(ious):.5f}"
 
 
 def test_files_of_one_name_are_told_apart_by_their_folders() -> None:
@@ -50,7 +50,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders() -> None:
         SimpleNamespace(setting=SimpleNamespace(init=init))
         for init in ("/runs/a/w.pth", "/runs/b/w.pth", "/other/x.pth", "moco")
     ]
-    names = [init_name(own.setting.init, settings) for own in settings]  # type: ignore[arg-type]
+    names = [init_name(result.setting.init, settings) for result in settings]  # type: ignore[arg-type]
     assert names == ["a/w.pth", "b/w.pth", "x.pth", "MoCo-CXR"]
 
 

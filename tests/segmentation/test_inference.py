@@ -24,11 +24,11 @@ def test_masks_are_the_scores_above_their_thresholds_at_both_sizes_and_none_lies
         [predict(network, pixels[start : start + BATCH], "chexpert", device) for start in range(0, len(pixels), BATCH)]
     )
     cuts = thresholds[:, None, None]
-    for own, score, (height, width) in zip(segmenter.images(images), scores, shapes, strict=True):
+    for segmented, score, (height, width) in zip(segmenter.images(images), scores, shapes, strict=True):
         box = content_box(height, width, 32)
-        np.testing.assert_array_equal(own.masks, unletterbox(score, height, width) > cuts)
+        np.testing.assert_array_equal(segmented.masks, unletterbox(score, height, width) > cuts)
         np.testing.assert_array_equal(
-            own.model_masks[:, box.rows, box.columns], (score > cuts)[:, box.rows, box.columns]
+            segmented.model_masks[:, box.rows, box.columns], (score > cuts)[:, box.rows, box.columns]
         )
-        assert own.model_masks.sum() == own.model_masks[:, box.rows, box.columns].sum()
-        np.testing.assert_array_equal(own.probability, score[:, box.rows, box.columns].max(axis=(1, 2)))
+        assert segmented.model_masks.sum() == segmented.model_masks[:, box.rows, box.columns].sum()
+        np.testing.assert_array_equal(segmented.probability, score[:, box.rows, box.columns].max(axis=(1, 2)))

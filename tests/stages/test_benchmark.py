@@ -37,8 +37,8 @@ def test_split(tmp_path: Path) -> tuple[Store, Record, Record]:
     study, store = graph(tiny(tmp_path)), Store.open(str(tmp_path))
     assert study.benchmark is not None
     rows, small = [], []
-    for cxr_id, own in masks(0).items():
-        entry = exchange_entry(PATHOLOGIES, own)
+    for cxr_id, image_masks in masks(0).items():
+        entry = exchange_entry(PATHOLOGIES, image_masks)
         counts = [str(entry[name]["counts"]) for name in PATHOLOGIES]
         image = {"cxr_id": cxr_id, "height": SIZES[cxr_id][0], "width": SIZES[cxr_id][1]}
         facts = {"patient_id": cxr_id[:2], "path": "x", "view": "frontal", "labels": [1] * 10}
@@ -100,6 +100,6 @@ def test_a_file_of_other_images_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=error):
         read_benchmark(SourceTables(), source(tmp_path, entries), "hb.json", SETTINGS, *test_split[:2])
-    message = "none.json: is no file: check data.root and the file names in the data section"
+    message = "none.json: is not a file: check data.root and the file names in the data section"
     with pytest.raises(InputError, match=message):
         read_benchmark(SourceTables(), source(tmp_path, {}), "none.json", SETTINGS, *test_split[:2])

@@ -105,8 +105,8 @@ def test_bad_data_is_refused_before_ray_starts(
     [
         ("sweep.weak_n=[5000]", r"sweep.weak_n=5000 exceeds the \d+ images of the split 'weak'"),
         ("sweep.num_expert=[500]", r"sweep.num_expert=500 exceeds the \d+ images of the split 'expert_train'"),
-        ("data.weak_csv=CheXpert-v1.0", "data.weak_csv=CheXpert-v1.0: is no file"),
-        ("data.weak_csv=CheXpert-v1.0/train.csv/x", "is no file"),
+        ("data.weak_csv=CheXpert-v1.0", "data.weak_csv=CheXpert-v1.0: is not a file"),
+        ("data.weak_csv=CheXpert-v1.0/train.csv/x", "is not a file"),
         ("data.num_validation=500", "cannot give 500 for validation"),
     ],
 )
@@ -175,7 +175,7 @@ RHUBARB = [
     ("arguments", "message"),
     [
         (["sweep.p=[1.2]"], "sweep.p.0"),
-        (["data.root=/nowhere/at/all"], "data.root=/nowhere/at/all: is no folder"),
+        (["data.root=/nowhere/at/all"], "data.root=/nowhere/at/all: is not a folder"),
         (RHUBARB, "Rhubarb"),
         (["--paln"], "unrecognized arguments: --paln; see --help"),
         (["segmentation.lr=1"], "no field 'lr'"),

@@ -147,11 +147,11 @@ def test_a_budget_trains_and_tunes_on_its_own_masks(inits: tuple[Path, Path, lis
     [
         (
             "sweep.init=[chexprt]",
-            "sweep.init=chexprt: is no file that can be read: name random, imagenet, moco or chexpert",
+            "sweep.init=chexprt: is not a file that can be read: name random, imagenet, moco or chexpert",
         ),
         ("sweep.init=[imagenet]", "resnet18-f37072fd.pth"),
         ("sweep.init=[{folder}/other.pth]", "encoder weights do not fit"),
-        ("classifier.init=/nowhere.pth", "classifier.init=/nowhere.pth: is no file"),
+        ("classifier.init=/nowhere.pth", "classifier.init=/nowhere.pth: is not a file"),
         ("segmentation.architecture=unett", "smp has no architecture 'unett'"),
         ("segmentation.encoder=resnet81", "'resnet81'"),
     ],

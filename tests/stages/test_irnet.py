@@ -236,7 +236,7 @@ def test_encoder_weights_from_a_file_are_in_the_network_and_in_the_record(
     ("encoder", "message"),
     [
         ("imagenet", "resnet50-"),
-        ("/nowhere/resnet50.pth", "is no file that can be read"),
+        ("/nowhere/resnet50.pth", "is not a file that can be read"),
         ("{folder}/text.pth", "no weights can be read"),
         ("{folder}/other.pth", "do not fit"),
     ],
@@ -304,8 +304,8 @@ def one_update(replica: Replica) -> dict[str, torch.Tensor]:
     model = IRNet(displacement=True).double().train()
     optimiser = torch.optim.SGD(model.parameter_groups(0.1), lr=0.1)
     pixels, labels = sample()
-    own = replica.share(4)
-    losses = irnet_update(model, optimiser, pixels[own], labels[own], 4, "sum", "imagenet", replica.sum_)
+    rows = replica.share(4)
+    losses = irnet_update(model, optimiser, pixels[rows], labels[rows], 4, "sum", "imagenet", replica.sum_)
     gradients = {name: p.grad for name, p in model.branches.named_parameters() if p.grad is not None}
     return {"losses": torch.tensor(losses, dtype=torch.float64), **gradients}
 
@@ -321,7 +321,7 @@ def test_two_replicas_have_the_loss_and_gradient_of_one_process_in_float64(
     whole = one_update(Replica(0, 1))
     assert whole["losses"].min() > 0
     for rank in (0, 1):
-        own = found[rank]["irnet"]
-        assert own.keys() == whole.keys()
+        result = found[rank]["irnet"]
+        assert result.keys() == whole.keys()
         for name, tensor in whole.items():
-            assert torch.allclose(own[name], tensor, rtol=1e-9, atol=1e-13), name
+            assert torch.allclose(result[name], tensor, rtol=1e-9, atol=1e-13), name

@@ -179,11 +179,11 @@ def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(head: Head, ti
         """
         found = [read(pid, "cmdline").strip(b"\0 ") for pid in head.processes()]
         names = b"_StatsActor _AutoscalingCoordinatorActor TrainStateActor IDLE DashboardAgent RuntimeEnvAgent"
-        own = tuple(b"ray::" + name for name in names.split())
+        rays_actors = tuple(b"ray::" + name for name in names.split())
         return [
             line
             for line in found
-            if b"jobs/sweep.py" in line or (line.startswith(b"ray::") and not line.startswith(own))
+            if b"jobs/sweep.py" in line or (line.startswith(b"ray::") and not line.startswith(rays_actors))
         ]
 
     head.until(lambda: not orphans(), 90, orphans)

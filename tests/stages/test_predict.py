@@ -104,8 +104,8 @@ def the_best(store: Path) -> str:
 def read_predictions(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     raw = json.loads((folder / "predictions.json").read_text())
     return {
-        i: {n: coco.decode({"size": m["size"], "counts": m["counts"].encode()}).astype(bool) for n, m in own.items()}
-        for i, own in raw.items()
+        i: {n: coco.decode({"size": m["size"], "counts": m["counts"].encode()}).astype(bool) for n, m in image.items()}
+        for i, image in raw.items()
     }
 
 
@@ -120,9 +120,9 @@ def test_every_image_and_pathology_is_there_at_the_images_own_size(predicted: Pa
     masks = read_predictions(predicted)
     sizes = {"one": (120, 90), "two": (75, 200), "patient00001_study1_view1_frontal": (64, 64)}
     assert masks.keys() == sizes.keys()
-    for cxr_id, own in masks.items():
-        assert list(own) == list(PATHOLOGIES)
-        assert {mask.shape for mask in own.values()} == {sizes[cxr_id]}
+    for cxr_id, by_pathology in masks.items():
+        assert list(by_pathology) == list(PATHOLOGIES)
+        assert {mask.shape for mask in by_pathology.values()} == {sizes[cxr_id]}
         with Image.open(predicted / "overlays" / f"{cxr_id}.png") as image:
             assert image.mode == "RGB"
             assert min(image.size) > 200
@@ -198,7 +198,7 @@ def test_a_record_that_is_not_whole_is_named_in_a_line(change: str, store: Path,
         weights.write_bytes(data)
     else:
         (folder / "record.json").write_text(json.dumps(record | {change: {}}))
-    message = "its bytes are not" if change == "weights" else "is no whole record of a segmentation network"
+    message = "its bytes are not" if change == "weights" else "is not a whole record of a segmentation network"
     with pytest.raises(InputError, match=message):
         load_model(str(folder))
 
@@ -210,7 +210,7 @@ def test_a_model_that_is_none_is_named(tmp_path: Path, store: Path) -> None:
     commit(Store.open(str(store)), evaluation, {}, {})
     card = load_model(f"{store}/{evaluation.address}").card
     assert card["record"] == evaluation.inputs["segmentation"].address, f"the network of {point.label}"
-    with pytest.raises(InputError, match="is no record of a segmentation network"):
+    with pytest.raises(InputError, match="is not a record of a segmentation network"):
         load_model(f"{store}/segmentation/000000000000")
     with pytest.raises(InputError, match="has no trained model with a validation score"):
         load_model(str(TINY), [f"store.root={tmp_path / 'empty'}"])
@@ -218,7 +218,7 @@ def test_a_model_that_is_none_is_named(tmp_path: Path, store: Path) -> None:
         load_model(the_best(store), ["segmentation.fixed_threshold=0.3"])
     (tmp_path / "model.json").write_text('{"format": "another"}')
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match="is no card of"):
+    with pytest.raises(InputError, match="is not a card of"):
         load_model(str(tmp_path))
 
 
@@ -239,7 +239,7 @@ def test_a_model_that_is_none_is_named(tmp_path: Path, store: Path) -> None:
 def test_a_card_that_asks_for_anything_else_is_refused(change: dict[str, object], store: Path, tmp_path: Path) -> None:
     model = load_model(the_best(store))
     write_model(ExportedModel(model.card | change, model.weights), Store.open(str(tmp_path)))
-    with pytest.raises(InputError, match="is no card of"):
+    with pytest.raises(InputError, match="is not a card of"):
         load_model(str(tmp_path))
 
 
@@ -316,7 +316,7 @@ def test_the_lines_in_the_docs_load_an_exported_model_with_smp_alone(
     assert "chexseg_ray" not in lines.group(1)
     run_export(load_model(the_best(store)), open_export(str(tmp_path / "exported")))
     Image.open(x_rays / "one.jpg").save(tmp_path / "xray.png")
-    code = lines.group(1) + "np.savez('found.npz', inner=[np.asarray(own).max() for own in inner], masks=masks)\n"
+    code = lines.group(1) + "np.savez('found.npz', inner=[np.asarray(scores).max() for scores in inner], masks=masks)\n"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
     )

@@ -144,7 +144,7 @@ def test_overlays_of_a_run_that_was_killed_are_no_x_rays(
             with pytest.raises(SystemExit):
                 run_predict(model, list_images([str(tmp_path)]), str(first))
     assert len(list(tmp_path.glob("*/overlays/*.png"))) == 4
-    assert [own.cxr_id for own in list_images([str(tmp_path)]).files] == ["a", "b"]
+    assert [image.cxr_id for image in list_images([str(tmp_path)]).files] == ["a", "b"]
 
 
 def test_parts_are_of_the_same_files_models_and_overlays(
@@ -156,9 +156,9 @@ def test_parts_are_of_the_same_files_models_and_overlays(
     ran: list[str] = []
 
     def run_actors(
-        _: str, what: str, groups: list[dict[str, Any]], read: object, actor: type[FileActor], own: Any, *more: object
+        _: str, what: str, groups: list[dict[str, Any]], read: object, actor: type[FileActor], facts: Any, *more: object
     ) -> None:
-        made = actor(*own)
+        made = actor(*facts)
         ran.extend(group["files"][0][0] for group in groups if made(group, []))
 
     monkeypatch.setattr("chexseg_ray.predict.files.run_actors", run_actors)
@@ -265,9 +265,8 @@ def test_a_command_lines_words_and_a_poor_terminal_end_in_one_line(monkeypatch: 
 
     empty = "error: one of the names is empty: write . for the current folder\n"
     assert run("model", "") == (2, f"\\u0416\n{empty}")
-    unknown = (
-        "error: no\\nsuch\\x1b\\u042f.png: is no file and no folder: name X-rays, a folder of them or a CSV file\n"
-    )
+    rule = "is neither a file nor a folder: name X-rays, a folder of them or a CSV file"
+    unknown = f"error: no\\nsuch\\x1b\\u042f.png: {rule}\n"
     assert run("model", "no\nsuch\x1bЯ.png") == (2, f"\\u0416\n{unknown}")
 
 
@@ -288,7 +287,7 @@ def test_a_command_lines_words_and_a_poor_terminal_end_in_one_line(monkeypatch: 
 def test_a_card_made_by_hand_is_refused_in_a_line(change: dict[str, Any], model: ExportedModel, tmp_path: Path) -> None:
     card = {name: value for name, value in (model.card | change).items() if value is not ...}
     write_model(ExportedModel(card, b""), Store.open(str(tmp_path)))
-    with pytest.raises(InputError, match=r"model\.json: is no card of"):
+    with pytest.raises(InputError, match=r"model\.json: is not a card of"):
         read_model(str(tmp_path))
 
 

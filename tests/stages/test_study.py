@@ -149,9 +149,9 @@ def test_the_numbers_of_the_report_are_the_stored_counts(tiny_store: Path) -> No
     record = next(r for r in records(tiny_store).values() if r.address == rows[0]["record"])
     counts = parts(tiny_store, record, "counts").to_pandas()
     for row in rows[:-1]:
-        own = counts[(counts.pathology == row["pathology"]) & (counts.resolution == "model")]
-        union = own.predicted.sum() + own.truth.sum() - own.intersection.sum()
-        assert row["iou"] == ("" if own.truth.sum() == 0 else repr(float(own.intersection.sum() / union)))
+        pixels = counts[(counts.pathology == row["pathology"]) & (counts.resolution == "model")]
+        union = pixels.predicted.sum() + pixels.truth.sum() - pixels.intersection.sum()
+        assert row["iou"] == ("" if pixels.truth.sum() == 0 else repr(float(pixels.intersection.sum() / union)))
     defined = [float(r["iou"]) for r in rows[:-1] if r["iou"]]
     assert float(rows[-1]["iou"]) == pytest.approx(np.mean(defined))
 
@@ -279,9 +279,9 @@ def test_the_predictions_of_the_chosen_model_evaluated_by_chexlocalizes_rules_gi
     truth = json.loads((phantom_root / "CheXlocalize" / "gt_segmentations_test.json").read_text())
     assert found.keys() == truth.keys(), "every image"
     names = list(tiny(tiny_store).data.pathologies)
-    for cxr_id, own in found.items():
-        assert list(own) == names, "every pathology"
-        assert all(own[name]["size"] == truth[cxr_id][name]["size"] for name in names), "full size"
+    for cxr_id, entry in found.items():
+        assert list(entry) == names, "every pathology"
+        assert all(entry[name]["size"] == truth[cxr_id][name]["size"] for name in names), "full size"
     evaluated = next(
         r for r in records(tiny_store).values() if r.name == "evaluation" and r.inputs == prediction.inputs
     )
@@ -298,9 +298,9 @@ def test_the_predictions_of_the_chosen_model_evaluated_by_chexlocalizes_rules_gi
     masks = parts(tiny_store, prediction, "masks/")
     counts = parts(tiny_store, evaluated, "counts").to_pandas()
     for row in masks.to_pylist():
-        own = counts[(counts.cxr_id == row["cxr_id"]) & (counts.resolution == "model")].set_index("pathology")
+        pixels = counts[(counts.cxr_id == row["cxr_id"]) & (counts.resolution == "model")].set_index("pathology")
         for name, rle in zip(names, row["rle"], strict=True):
-            assert decode_rle(Rle(64, 64, rle)).sum() == own.loc[name, "predicted"]
+            assert decode_rle(Rle(64, 64, rle)).sum() == pixels.loc[name, "predicted"]
 
 
 def test_permuted_test_masks_change_what_is_measured_and_nothing_that_is_chosen(store_copy: Path, job: Job) -> None:
@@ -314,7 +314,7 @@ def test_permuted_test_masks_change_what_is_measured_and_nothing_that_is_chosen(
         study, _ = load_study(config)
         store = Store.open(str(store_copy))
         found = choose(study, store.find_all(study.steps()))
-        return {kind: (own.point.label, own.segmentation.address, own.score) for kind, own in found.items()}
+        return {kind: (best.point.label, best.segmentation.address, best.score) for kind, best in found.items()}
 
     def measured() -> list[str]:
         return [
@@ -327,8 +327,8 @@ def test_permuted_test_masks_change_what_is_measured_and_nothing_that_is_chosen(
     path = next(store_copy.glob("phantom/*/*/CheXlocalize/gt_segmentations_test.json"))
     masks = json.loads(path.read_text())
     permuted = {
-        cxr_id: dict(zip(own, [*list(own.values())[1:], next(iter(own.values()))], strict=True))
-        for cxr_id, own in masks.items()
+        cxr_id: dict(zip(entry, [*list(entry.values())[1:], next(iter(entry.values()))], strict=True))
+        for cxr_id, entry in masks.items()
     }
     path.write_text(json.dumps(permuted))
     for record in records(store_copy).values():

@@ -95,7 +95,7 @@ def test_a_lost_or_cut_file_is_named(tmp_path: Path) -> None:
     record = record_of(step, attempt.name, (attempt.write("f", b"four"),))
     store.commit(record)
     store.put(f"{step.address}/{attempt.name}/f", b"fo")
-    with pytest.raises(InputError, match="2 bytes, the record says 4"):
+    with pytest.raises(InputError, match="2 bytes, the record lists 4"):
         store.read(record, "f")
     store.put(f"{step.address}/{attempt.name}/f", b"fouR")
     with pytest.raises(InputError, match="its bytes are not those that the record lists: delete a/"):
