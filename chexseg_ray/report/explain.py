@@ -133,7 +133,8 @@ def _chain(
             yield from textwrap.wrap(f"{heading}: {text}", 110, initial_indent=first, subsequent_indent=rest)
     size = sum(entry.size for entry in record.files)
     folder = store.shown(f"{record.address}/{record.attempt}")
-    yield f"{indent}    {len(record.files)} files, {size / 1e6:.1f} MB, in {folder}"
+    count = f"{len(record.files)} file{'' if len(record.files) == 1 else 's'}"
+    yield f"{indent}    {count}, {size / 1e6:.1f} MB, in {folder}"
     for input_role, fingerprint in sorted(record.inputs.items()):
         input_address = addresses.get(fingerprint, f"?/{fingerprint}")
         yield from _chain(store, input_address, addresses, shown, input_role, depth + 1)
