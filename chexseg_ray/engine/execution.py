@@ -96,8 +96,7 @@ class Task:
         if self.execution.source is not None:
             return self.execution.source
         phantom = next(step for step in self.step.ancestors() if step.name == "phantom")
-        record = self.record_of(phantom.address)
-        return Source(self.store.filesystem, self.store.path(f"{record.address}/{record.attempt}"))
+        return self.store.source_of(self.record_of(phantom.address))
 
     def record_of(self, address: str) -> Record:
         """The record of an ancestor of the step.

@@ -7,10 +7,27 @@ fingerprints}: everything that shapes its numbers, and nothing else.
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
+
+_CHECKSUM = "sha256"  # in a record's run
+_FINGERPRINT = re.compile("[0-9a-f]{12}")
+_TYPES: dict[str, type] = {
+    "name": str,
+    "version": int,
+    "fingerprint": str,
+    "config": dict,
+    "inputs": dict,
+    "attempt": str,
+    "files": list,
+    "rows": int,
+    "rejects": int,
+    "metrics": dict,
+    "run": dict,
+}  # of the fields of a record.json
 
 Json = Any  # None | bool | int | float | str | list | tuple | dict, as canonical_json accepts
 
@@ -47,6 +64,12 @@ def _check_stable(value: Json, where: str) -> None:
     raise TypeError(f"{where}: {type(value).__name__} has no canonical JSON form")
 
 
+def _fingerprint(name: str, version: int, config: Mapping[str, Json], inputs: Mapping[str, str]) -> str:
+    """The first 12 hex digits of the sha256 of {name, version, config, input fingerprints}."""
+    identity = {"name": name, "version": version, "config": dict(config), "inputs": dict(inputs)}
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:12]
+
+
 @dataclass(frozen=True)
 class Step:
     """An artefact, built or not.
@@ -66,13 +89,8 @@ class Step:
     @cached_property
     def fingerprint(self) -> str:
         """The first 12 hex digits of the sha256 of {name, version, config, input fingerprints}."""
-        identity = {
-            "name": self.name,
-            "version": self.version,
-            "config": dict(self.config),
-            "inputs": {role: step.fingerprint for role, step in self.inputs.items()},
-        }
-        return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:12]
+        inputs = {role: step.fingerprint for role, step in self.inputs.items()}
+        return _fingerprint(self.name, self.version, self.config, inputs)
 
     @cached_property
     def address(self) -> str:
@@ -137,32 +155,75 @@ class Record:
         """The address of the step, `{name}/{fingerprint}`."""
         return f"{self.name}/{self.fingerprint}"
 
+    @cached_property
+    def entries(self) -> Mapping[str, FileEntry]:
+        """The entries of `files` by path."""
+        return {entry.path: entry for entry in self.files}
+
     def paths(self, prefix: str = "") -> list[str]:
         """List the record's file paths that begin with `prefix`, sorted."""
         return sorted(entry.path for entry in self.files if entry.path.startswith(prefix))
 
     def to_json(self) -> bytes:
-        """Write the bytes of record.json, with sorted keys."""
-        return (json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+        """Write the bytes of record.json, with sorted keys. `run.sha256` in it is the hash of all other content."""
+        content = json.loads(json.dumps(asdict(self), allow_nan=False))  # as it will be parsed
+        content["run"] = {**content["run"], _CHECKSUM: _checksum(content)}
+        return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> "Record":
-        """Parse a record.
+        """Parse a record, and compare its content with its hash, if it has one (records of old versions have none).
 
         Args:
             data: the bytes of record.json.
 
         Raises:
-            ValueError: the bytes are not JSON, or a path leads out of the attempt's folder.
-            TypeError, KeyError, AttributeError: the JSON does not have a record's form.
+            ValueError: the bytes are not JSON of a record's form, or not what was written.
         """
-        fields = json.loads(data)
-        fields["files"] = tuple(FileEntry(**entry) for entry in fields["files"])
-        record = cls(**fields)
-        for path in (record.attempt, *(entry.path for entry in record.files)):
-            if any(part in ("", ".", "..") for part in path.split("/")):
-                raise ValueError(f"{path!r} is not a path below an attempt")
-        return record
+        try:
+            content = json.loads(data)
+            _check_form(content)
+            written = content["run"].pop(_CHECKSUM, None)
+            if written not in (None, _checksum(content)):
+                raise ValueError("its hash is not that of its content")
+            identity = (content["name"], content["version"], content["config"], content["inputs"])
+            if _fingerprint(*identity) != content["fingerprint"]:
+                raise ValueError("its fingerprint is not that of its config")
+            return cls(**{**content, "files": tuple(FileEntry(**entry) for entry in content["files"])})
+        except (TypeError, RecursionError) as error:
+            raise ValueError(f"not a record ({error})") from None
+
+
+def _check_form(content: Json) -> None:
+    """Raise ValueError if parsed JSON does not have the fields and types of a record."""
+    _check_types(content, _TYPES, "record")
+    _check_types(content["inputs"], dict.fromkeys(content["inputs"], str), "inputs")
+    for entry in content["files"]:
+        _check_types(entry, {"path": str, "size": int, "sha256": str}, "files")
+    paths = [entry["path"] for entry in content["files"]]
+    for path in (content["attempt"], *paths):
+        if any(part in ("", ".", "..") for part in path.split("/")) or not path.isprintable():
+            raise ValueError(f"{path!r} is not a path below an attempt")
+    if len(set(paths)) < len(paths):
+        raise ValueError("a file is listed twice")
+    if not all(_FINGERPRINT.fullmatch(text) for text in (content["fingerprint"], *content["inputs"].values())):
+        raise ValueError("a fingerprint is not 12 hex digits")
+    if min(content["rows"], content["rejects"], *(entry["size"] for entry in content["files"])) < 0:
+        raise ValueError("a number is negative")
+
+
+def _check_types(content: Json, types: Mapping[str, type], where: str) -> None:
+    """Raise ValueError unless parsed JSON is an object with exactly these keys and types of values."""
+    if type(content) is not dict or content.keys() != types.keys():
+        raise ValueError(f"{where} does not have the fields {sorted(types)}")
+    for key, kind in types.items():
+        if type(content[key]) is not kind:
+            raise ValueError(f"{where}.{key} is no {kind.__name__}")
+
+
+def _checksum(content: Mapping[str, Json]) -> str:
+    """The sha256 of a record's content, without the checksum itself."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def differing_fields(step: Step, records: Iterable[Record]) -> tuple[str, list[str]] | None:

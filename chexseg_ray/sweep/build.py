@@ -39,6 +39,8 @@ def build(step: Step, store: Store, execution: Execution, only: frozenset[str] |
     if only is not None and step.name not in only:
         raise TransientError(f"{step.address}: is not built, and a trial may not build it: run the sweep again")
     inputs = {role: build(child, store, execution, only) for role, child in step.inputs.items()}
+    if store.exists(f"{step.address}/record.json"):
+        say(f"{store.shown(step.address)}/record.json: is damaged, so the step is built again")
     attempt = store.new_attempt(step)
     start = time.monotonic()
     stage = importlib.import_module(module_of(step.name))  # importing torch and Ray takes seconds: only when needed
