@@ -19,7 +19,8 @@ import numpy.typing as npt
 import torch
 from machine import describe
 
-from chexseg_ray.cluster.session import RaySession, cpus_here
+from chexseg_ray.cluster.machine import cpus_here
+from chexseg_ray.cluster.session import RaySession
 from chexseg_ray.config.parse import load_config
 from chexseg_ray.config.schema import StudyConfig
 from chexseg_ray.data.images import content_box, letterbox_mask

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from chexseg_ray.config.parse import load_config
 from chexseg_ray.config.schema import StudyConfig
-from chexseg_ray.errors import InputError, TransientError
+from chexseg_ray.errors import InputError, TransientError, stop_on_signals, stopped
 from chexseg_ray.progress import one_line, say
 
 DEFAULT_CONFIG = "demo"
@@ -115,7 +115,8 @@ def guarded(parser: Parser, run: Callable[[argparse.Namespace], int], arguments:
         arguments: the command line; None takes sys.argv.
 
     Returns:
-        The job's exit code, or that of the error.
+        The job's exit code, or that of the error: 130 after Ctrl-C, 143 after SIGTERM. Notes of the error, which say
+        what was kept and how to go on, are printed below it.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     end = given.index("--") if "--" in given else len(given)
@@ -126,9 +127,12 @@ def guarded(parser: Parser, run: Callable[[argparse.Namespace], int], arguments:
         _refuse_another_checkout(Path(sys.argv[0]))
         flags = parser.parse_intermixed_args(given[:end])
         flags.names = given[end + 1 :]
-        return run(flags)
-    except (InputError, TransientError) as error:
-        print(one_line(f"error: {error}"), file=sys.stderr, flush=True)
+        with stop_on_signals():
+            return run(flags)
+    except (InputError, TransientError, KeyboardInterrupt) as caught:
+        error = stopped(caught) if isinstance(caught, KeyboardInterrupt) else caught
+        for line in (f"error: {error}", *getattr(error, "__notes__", ())):
+            print(one_line(line), file=sys.stderr, flush=True)
         return error.exit_code
 
 

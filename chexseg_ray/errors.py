@@ -1,4 +1,17 @@
-"""The two errors that a user can act on, with the exit code of the job that they end, and as data between processes."""
+"""What ends a job with one line and an exit code: two errors (as data between processes too), and two signals."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SECONDS_TO_STOP = 25.0  # after which the process is ended by force
+
+_came: list[int] = []  # the signals that came
+_blocks: list[object] = []  # the blocks of stop_on_signals that are entered
 
 
 class InputError(ValueError):
@@ -37,3 +50,67 @@ def raise_fault(data: dict[str, str]) -> None:
     if "fault" in data:
         kinds = {"input": InputError, "transient": TransientError}
         raise kinds[data["fault"]](data["message"])
+
+
+class Stopped(KeyboardInterrupt):
+    """The user or the system asked this process to stop. (Ray's native code passes on only a KeyboardInterrupt.)
+
+    Args:
+        number: the signal's number; the exit code is 128 more.
+    """
+
+    def __init__(self, number: int) -> None:
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        super().__init__(f"stopped by {name}")
+        self.exit_code = 128 + number
+
+
+def stopped(error: KeyboardInterrupt) -> Stopped:
+    """The exception as what the signal means: Ray's native code raises a KeyboardInterrupt of its own instead.
+
+    Args:
+        error: a KeyboardInterrupt, whose notes are kept.
+    """
+    if isinstance(error, Stopped):
+        return error
+    out = Stopped(_came[-1] if _came else signal.SIGINT)
+    for note in getattr(error, "__notes__", ()):
+        out.add_note(note)
+    return out
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Raise Stopped in the block at Ctrl-C or SIGTERM; does nothing outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    _blocks.append(before)
+    listen()
+    try:
+        yield
+    finally:
+        _blocks.pop()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def listen() -> None:
+    """Inside stop_on_signals, take the signals back from a library that has set its own handlers, as Ray does."""
+    if not _blocks or threading.current_thread() is not threading.main_thread():
+        return
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and some schedulers ask for that
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    """Raise Stopped. A second signal ends the process at once, and so does a clean-up that takes too long."""
+    signal.signal(number, signal.SIG_DFL)
+    _came.append(number)
+    error = Stopped(number)
+    timer = threading.Timer(_SECONDS_TO_STOP, os._exit, [error.exit_code])
+    timer.daemon = True
+    timer.start()
+    raise error

@@ -20,7 +20,13 @@ def tiny(store: Path, *overrides: str) -> StudyConfig:
 
 
 def the_error(stderr: str) -> str:
-    """Return the error stream of a job that failed, which must be one line that begins with `error: `."""
-    assert len(stderr.strip().splitlines()) == 1, stderr
-    assert stderr.startswith("error: ")
-    return stderr
+    """Return the error of a job that failed: one line that begins with `error: `.
+
+    At most two lines follow: what of the study was kept, and the command that goes on.
+    """
+    error, *more = stderr.strip().splitlines()
+    assert error.startswith("error: ")
+    assert len(more) <= 2, stderr
+    assert not more or "kept" in more[0], stderr
+    assert not more or "to go on: " in more[-1], stderr
+    return error

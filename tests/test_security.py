@@ -146,7 +146,7 @@ def test_storage_that_refuses_is_worth_another_try_and_says_where(tmp_path: Path
 
 
 def test_the_token_that_a_local_ray_makes_is_its_owners_alone(tmp_path: Path) -> None:
-    from chexseg_ray.cluster.session import close_token_file
+    from chexseg_ray.cluster.machine import close_token_file
 
     token = tmp_path / "auth_token"
     token.write_text("token")

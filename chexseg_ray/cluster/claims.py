@@ -1,19 +1,27 @@
 """One driver per store: a lock on a local root, a named actor on a cluster. A second driver learns who holds it."""
 
 import asyncio
+import errno
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from chexseg_ray.errors import TransientError
+from chexseg_ray.errors import InputError, TransientError
+from chexseg_ray.progress import one_line
+from chexseg_ray.store.filesystem import storage
 from chexseg_ray.store.store import Store
+
+# flock's errors where a file system has no locks; Linux calls 95 both EOPNOTSUPP and ENOTSUP
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def submission_id() -> str | None:
@@ -35,11 +43,17 @@ def who() -> str:
 def claim(store: Store) -> Iterator[None]:
     """Hold a local store root: a lock on `.claim` that dies with its process. Does nothing for any other root.
 
+    Where the file system has no locks (Lustre without -o flock, NFS without lockd, some FUSE), the existence of
+    `.claim.host` is the claim: it names the host and process, and a later driver of that host removes it once the
+    process has ended.
+
     Args:
         store: the store whose root is claimed.
 
     Raises:
-        TransientError: another driver holds it; names that driver, and since when it holds it.
+        InputError: `.claim` is a link or no file.
+        TransientError: another driver holds it (names that driver, and since when it holds it), or the root cannot be
+            written.
     """
     if not store.is_local:
         yield
@@ -47,17 +61,100 @@ def claim(store: Store) -> Iterator[None]:
     import fcntl
 
     path = Path(store.path(".claim"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            raise TransientError(f"{store.root}: in use by {stream.read().strip()}: wait for it, or stop it") from None
-        stream.truncate(0)
-        stream.write(who())
-        stream.flush()
+    with ExitStack() as stack:
+        with storage("claimed", store.root):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = stack.enter_context(_open_own(path))
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _in_use(store, stream.read().decode(errors="replace")) from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                stack.enter_context(_claim_by_file(store, path.with_name(".claim.host")))
+            stream.truncate(0)
+            stream.write(who().encode())
         yield
+
+
+def _open_own(path: Path) -> IO[bytes]:
+    """Open a file for reading and writing, or make it; raises InputError for a link, which might lead anywhere."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        raise InputError(f"{path}: is a link or no file, and this run would write into it: remove it") from None
+    stream = os.fdopen(descriptor, "r+b", buffering=0)  # a full disk shows when it is written, not when it is closed
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        stream.close()
+        raise InputError(f"{path}: is a link or no file, and this run would write into it: remove it")
+    return stream
+
+
+@contextmanager
+def _claim_by_file(store: Store, path: Path) -> Iterator[None]:
+    """Hold a root by the existence of a file, which only one driver can make; raises as claim()."""
+    mine = {"host": platform.node(), "pid": os.getpid(), "who": who()}
+    for _ in range(2):
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            break
+        except FileExistsError:
+            holder = _holder(path)
+            ended = holder.get("host") == platform.node() and not _runs(holder.get("pid"))
+            if not ended:
+                remedy = f"wait for it, or remove {path} if it has ended"
+                raise _in_use(store, str(holder.get("who", "another driver")), remedy) from None
+            _remove_ended(store, path, holder)
+    else:
+        raise _in_use(store, "another driver, which has just begun")
+    try:
+        with os.fdopen(descriptor, "wb", buffering=0) as stream:
+            stream.write(json.dumps(mine).encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _remove_ended(store: Store, path: Path, holder: Mapping[str, Any]) -> None:
+    """Remove the claim of a driver that has ended; if another driver has just replaced it, put that back and raise."""
+    aside = path.with_name(f".claim.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:  # another driver has removed it
+        return
+    found = _holder(aside)
+    if found != holder:
+        aside.rename(path)
+        raise _in_use(store, str(found.get("who", "another driver")))
+    aside.unlink()
+
+
+def _holder(path: Path) -> dict[str, Any]:
+    """What a claim's file says of its driver; empty where it is being written or is no such file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _runs(pid: object) -> bool:
+    """Whether a process of this machine runs."""
+    try:
+        os.kill(pid, 0) if type(pid) is int and pid > 0 else None
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def _in_use(store: Store, holder: str, remedy: str = "wait for it, or stop it") -> TransientError:
+    return TransientError(one_line(f"{store.root}: in use by {holder.strip()}: {remedy}"))
 
 
 def describe_job(submission: str | None, **facts: str) -> None:
@@ -121,7 +218,7 @@ def claim_on_cluster(store: Store, who: str) -> Iterator[None]:
                 continue
             except GetTimeoutError:
                 held_by = "a job that does not answer"
-            raise TransientError(f"{store.root}: in use by {held_by}: wait for it, or stop it") from None
+            raise _in_use(store, str(held_by)) from None
     else:
         raise TransientError(f"{store.root}: other drivers claim it and release it at this moment: run again")
     try:

@@ -12,13 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from chexseg_ray.engine import prometheus as metrics
+from chexseg_ray.errors import TransientError
+from chexseg_ray.progress import say
 from chexseg_ray.store.store import Store
 
 _SECONDS = 5.0  # between two exports of counts and rates
 
 
 class Telemetry:
-    """The exports of one training.
+    """The exports of one training, which never end it.
 
     Args:
         store: takes the TensorBoard events.
@@ -33,6 +35,7 @@ class Telemetry:
         self._store, self._folder = store, f"tensorboard/{folder_name(run)}"
         self._stage, self._shows = stage, shows
         self._total, self._update, self._time = total, update, time.monotonic()
+        self._lost = False  # whether events could not be written
 
     def updated(self, update: int) -> None:
         """Call this after every update; counts and rates are exported every few seconds and after the last update.
@@ -67,8 +70,13 @@ class Telemetry:
         if point is not None and "validation_miou" in entry:
             metrics.record("validation_miou", entry["validation_miou"], method=point[0], p=f"{point[1]:g}")
         update = int(entry["update"])
-        data = event_file({name: value for name, value in entry.items() if name != "update"}, update)
-        self._store.put(f"{self._folder}/events.out.tfevents.{update:010d}.chexseg_ray", data)
+        try:
+            data = event_file({name: value for name, value in entry.items() if name != "update"}, update)
+            self._store.put(f"{self._folder}/events.out.tfevents.{update:010d}.chexseg_ray", data)
+        except (OSError, TransientError) as error:  # a full /dev/shm, temporary folder or store: the training goes on
+            if not self._lost:
+                say(f"note: no TensorBoard events for {self._folder.split('/')[1]} ({error})")
+            self._lost = True
 
 
 def folder_name(run: str) -> str:

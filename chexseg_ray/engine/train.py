@@ -8,7 +8,7 @@ processes, each has its share of every batch (`Replica`), and only rank 0 writes
 import json
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -298,9 +298,11 @@ def _run_group(loop: Loop, job: TrainingJob[Any], resources: WorkerCompute, exec
             storage_path=store.path(".ray"),
         ),
     )
+    trainer.__dict__["_register_sigint_handler"] = _no_handler  # Ctrl-C is raised, see stopping.py
     try:
         trainer.fit()
     except WorkerGroupError as error:
+        _raise_fault_of_worker(error.worker_failures.values())
         if not all(isinstance(failure, RayActorError | RaySystemError) for failure in error.worker_failures.values()):
             raise  # a fault of the loop itself
         rule = f"its processes or nodes were lost {max_failures + 1} times"
@@ -309,6 +311,18 @@ def _run_group(loop: Loop, job: TrainingJob[Any], resources: WorkerCompute, exec
     store.delete(_made_path(job))
     raise_fault(made)
     return _made_from(made)
+
+
+def _no_handler(_: object) -> None:
+    """In place of Ray Train's own handler of Ctrl-C, which ends the driver with exit code 1."""
+
+
+def _raise_fault_of_worker(failures: Iterable[BaseException]) -> None:
+    """Raise a transient error if a worker's storage failed, so that it could not hand over its own."""
+    for failure in failures:
+        cause = getattr(failure, "_base_exc", failure)  # what Ray Train has wrapped
+        if isinstance(cause, TransientError | OSError):
+            raise TransientError(" ".join(str(cause).split())) from None
 
 
 def _made_path(job: TrainingJob[Any]) -> str:

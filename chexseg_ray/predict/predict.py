@@ -9,8 +9,9 @@ from contextlib import ExitStack
 from tempfile import TemporaryFile
 from typing import IO, Any
 
+from chexseg_ray.cluster.machine import cpus_here
 from chexseg_ray.cluster.nodes import nodes
-from chexseg_ray.cluster.session import RaySession, cpus_here, on_cluster
+from chexseg_ray.cluster.session import RaySession, on_cluster
 from chexseg_ray.config.resources import ActorCompute
 from chexseg_ray.errors import InputError
 from chexseg_ray.predict.card import CARD, ExportedModel

@@ -1,6 +1,5 @@
 """What went into a study and how it was made, from the records of the shared steps."""
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import combinations
 
@@ -41,11 +40,12 @@ def failures(study: Study, store: Store, built: Collection[SweepPoint]) -> list[
     for point, step in study.points:
         if point in built:
             continue
-        try:
-            failed.append(f"{point.label}: {json.loads(store.get(f'{step.address}/failed.json'))['error']}")
-        except FileNotFoundError:
+        error = store.failure(step)
+        if error is None:
             label = point.setting.label
             waiting[label] = waiting.get(label, 0) + 1
+        else:
+            failed.append(f"{point.label}: {error}")
     for label, number in waiting.items():
         failed.append(f"{label}: {number} trial{'s' if number > 1 else ''} not built")
     return failed

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ from chexseg_ray.study.choice import Chosen, choose
 from chexseg_ray.study.graph import Study, prediction
 
 _MADE_OF = "made_of.sha256"
+_LIST = "files.txt"
 _EXAMPLES = "figure4_examples"
 _TEXTS = {
     "pooled": "Pixels are summed over the test set before the ratio is taken, at model resolution without padding: "
@@ -162,7 +163,7 @@ def read_results(config: StudyConfig, study: Study, store: Store, records: Mappi
 
 
 def _write(config: StudyConfig, study: Study, store: Store, records: Mapping[str, Record], folder: str) -> None:
-    """Write all files of the report but _MADE_OF, and delete those of an earlier report."""
+    """Write all files of the report but _MADE_OF, in place of those of an earlier report."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -196,10 +197,26 @@ def _write(config: StudyConfig, study: Study, store: Store, records: Mapping[str
         "table.md": markdown(main, names).encode(),
         "table.txt": "\n".join(aligned([row[:num_printed] for row in [names, *main]])).encode(),
     }
-    for name in set(store.names(folder)) - set(files):
-        store.delete(f"{folder}/{name}")
+    _replace(store, folder, files)
+
+
+def _replace(store: Store, folder: str, files: Mapping[str, bytes]) -> None:
+    """Write the report's files, and delete those of an earlier report, which _LIST names; other files stay."""
+    try:
+        earlier = set(store.get(f"{folder}/{_LIST}").decode(errors="replace").splitlines())
+    except FileNotFoundError:
+        earlier = set()
+    store.put(f"{folder}/{_LIST}", _lines(earlier | set(files)))  # of both, in case this run is killed
+    for name in earlier & set(store.names(folder)) - set(files):
+        if store.exists(f"{folder}/{name}"):
+            store.delete(f"{folder}/{name}")
     for name, content in files.items():
         store.put(f"{folder}/{name}", content)
+    store.put(f"{folder}/{_LIST}", _lines(files))
+
+
+def _lines(names: Iterable[str]) -> bytes:
+    return "".join(f"{name}\n" for name in sorted(names)).encode()
 
 
 def _base64(data: bytes) -> str:

@@ -11,24 +11,27 @@ import pyarrow.fs as pafs
 
 from chexseg_ray.errors import InputError, TransientError
 
+_WRITES = ("written", "claimed")
+ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)  # raised where a file to be read is not there
+
 
 @contextmanager
 def storage(done: str, where: str) -> Iterator[None]:
-    """Turn errors of storage inside the block into transient ones, except those for a path that is not there.
+    """Turn errors of storage inside the block into transient ones, except those for a file to read that is not there.
 
     Args:
         done: what the block does, as a participle for the message: read, written, listed, ...
         where: path or URI, for the message.
 
     Raises:
-        FileNotFoundError, IsADirectoryError, NotADirectoryError: as the block raises them.
+        FileNotFoundError, IsADirectoryError, NotADirectoryError: as the block raises them, unless it writes.
         TransientError: the block raises any other OSError.
     """
     try:
         yield
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise
     except OSError as error:
+        if isinstance(error, ABSENT) and done not in _WRITES:
+            raise
         reason = " ".join(str(error).split())[:300]
         raise TransientError(
             f"{where}: cannot be {done} ({reason}): check the store, its space and its credentials, then run again"

@@ -6,6 +6,8 @@ that a killed or forgotten process leaves behind change nothing.
 """
 
 import hashlib
+import json
+import traceback
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ import pyarrow.parquet as pq
 
 from chexseg_ray.errors import InputError
 from chexseg_ray.store.files import Files
-from chexseg_ray.store.filesystem import Source, storage
+from chexseg_ray.store.filesystem import ABSENT, Source, storage
 from chexseg_ray.store.step import FileEntry, Record, Step
 
 _MIN_BYTES_FOR_THREADS = 1_000_000  # smaller Parquet files gain nothing by threads, which cost 2 ms
@@ -82,9 +84,7 @@ class Store(Files):
         """
         try:
             record = Record.from_json(self.get(f"{address}/record.json"))
-        except FileNotFoundError:
-            return None
-        except ValueError:
+        except (*ABSENT, ValueError):
             return None
         return record if record.address == address else None
 
@@ -134,6 +134,32 @@ class Store(Files):
         self.delete(f"{record.address}/state")
         self.delete(f"{record.address}/failed.json")
 
+    def put_failure(self, step: Step, error: BaseException) -> None:
+        """Write failed.json, which explains why a step is not built, into its folder; the next run tries it again.
+
+        Args:
+            step: the step.
+            error: what ended the attempt, while it is handled: its traceback is written too.
+
+        Raises:
+            TransientError: the storage refuses or does not answer.
+        """
+        details = {"error": str(error), "kind": type(error).__name__, "traceback": traceback.format_exc()}
+        self.put(f"{step.address}/failed.json", json.dumps(details, indent=1).encode())
+
+    def failure(self, step: Step) -> str | None:
+        """The error of the last attempt at a step, from its failed.json; None if there is no such file.
+
+        Raises:
+            TransientError: the storage refuses or does not answer.
+        """
+        try:
+            return str(json.loads(self.get(f"{step.address}/failed.json"))["error"])
+        except ABSENT:
+            return None
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return "its error cannot be read (failed.json is damaged)"
+
     def read(self, record: Record, path: str) -> bytes:
         """Read one file that a record lists, and compare its bytes with the record.
 
@@ -151,7 +177,7 @@ class Store(Files):
             with storage("read", where), self._fs.open_input_file(where) as stream:
                 size = stream.size()
                 data: bytes = stream.read() if size == entry.size else b""
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        except ABSENT:
             raise self._damaged(record, path, "the file is gone, though the record lists it") from None
         if size != entry.size:
             raise self._damaged(record, path, f"{size} bytes, the record lists {entry.size}")

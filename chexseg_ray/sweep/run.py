@@ -1,6 +1,8 @@
 """Runs a whole study: the shared steps in the driver, then the missing points as trials, then the report."""
 
 import importlib
+import shlex
+import sys
 import threading
 import time
 from collections import Counter
@@ -11,8 +13,9 @@ from functools import partial
 from tempfile import TemporaryDirectory
 
 from chexseg_ray.cluster.claims import claim, claim_on_cluster, describe_job, submission_id, who
+from chexseg_ray.cluster.machine import cpus_here, gpus_here
 from chexseg_ray.cluster.nodes import growth, nodes, refuse_local_roots, with_workers
-from chexseg_ray.cluster.session import RaySession, cpus_here, gpus_here, on_cluster
+from chexseg_ray.cluster.session import RaySession, on_cluster, ray_works
 from chexseg_ray.cluster.waiting import Watch
 from chexseg_ray.config.axes import SweepPoint
 from chexseg_ray.config.schema import StudyConfig
@@ -69,12 +72,40 @@ def run_study(config: StudyConfig, plan_only: bool = False, asked: str = "") -> 
         say(f"to build: the predictions of {len(unpredicted)} chosen models")
     else:
         say(f"nothing to build: all {len(planned)} steps are in the store")
-    if missing or unpredicted:
-        built = {item.step.address for item in planned if item.built}
-        failed = _build_missing(config, study, source, store, built, asked)
-    write_report(config, study, store, unchanged=not missing and not unpredicted)
+    try:
+        if missing or unpredicted:
+            built = {item.step.address for item in planned if item.built}
+            with ray_works():
+                failed = _build_missing(config, study, source, store, built, asked)
+        write_report(config, study, store, unchanged=not missing and not unpredicted)
+    except (InputError, TransientError, KeyboardInterrupt) as error:
+        for line in _kept_and_next(study, store):
+            error.add_note(line)
+        raise
     say(f"{time.monotonic() - start:.0f} s")
+    if failed:
+        say(f"{len(failed)} of {len(study.points)} trainings failed; to try them again: {_command()}")
     return 3 if failed else 0
+
+
+def _kept_and_next(study: Study, store: Store) -> list[str]:
+    """Two lines below an error: what of a study is kept, and the command that goes on; none where nothing is built."""
+    try:
+        built = store.find_all(study.steps())
+    except TransientError:
+        return [f"finished steps are kept; to go on: {_command()}"]
+    if not built:
+        return []
+    points = sum(step.address in built for _, step in study.points)
+    shared = sum(not KINDS[address.split("/")[0]].per_trial for address in built)
+    kept = f"{shared} shared steps and {points} of {len(study.points)} trainings are kept in {store.root}"
+    return [f"{kept}; unfinished trainings go on from their last saved state", f"to go on: {_command()}"]
+
+
+def _command() -> str:
+    """The command line of this process, as a shell takes it."""
+    program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else [sys.argv[0]]
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 def _show_plan(config: StudyConfig, store: Store) -> None:

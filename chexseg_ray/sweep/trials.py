@@ -3,20 +3,19 @@
 Tune only schedules the trials; whether a point is built is read from the store.
 """
 
-import json
 import os
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from chexseg_ray.cluster.nodes import one_line_of
 from chexseg_ray.config.axes import SweepPoint
 from chexseg_ray.config.resources import WorkerCompute
 from chexseg_ray.config.schema import StudyConfig
 from chexseg_ray.engine import prometheus
 from chexseg_ray.engine.execution import Execution
-from chexseg_ray.errors import InputError
+from chexseg_ray.errors import InputError, TransientError
 from chexseg_ray.plan.cost import step_cost
 from chexseg_ray.plan.demand import Node
 from chexseg_ray.progress import say, track
@@ -24,6 +23,8 @@ from chexseg_ray.store.step import Step
 from chexseg_ray.store.store import Store
 from chexseg_ray.study.steps import TRIAL_STEPS
 from chexseg_ray.sweep.build import build
+
+MOST_STOPPED = 3  # trials whose storage failed, after which the others are ended too
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ def run_points(
 
     Returns:
         The points that failed.
+
+    Raises:
+        TransientError: the storage failed in a trial. Others may have finished; MOST_STOPPED such trials end all.
     """
     import ray
 
@@ -70,18 +74,24 @@ def run_points(
     show = _show_states([item.point.label for item in items])
     with_group = [item for item in items if item.resources.num_workers]
     in_one_process = [item for item in items if not item.resources.num_workers]
+    stopped: dict[str, str] = {}
     for part in filter(None, (with_group, in_one_process)):
         # by reference: the function is stored with every trial's actor, and must stay small at 10,000 points
         by_label, common = {item.point.label: ray.put(item) for item in part}, ray.put((store, execution))
         work = partial(_trial, by_label=by_label, common=common)
         resources = {item.point.label: item.resources for item in part}
-        fit_trials(work, resources, config.compute.max_failures, folder, show, may_come)
+        stopped |= fit_trials(work, resources, config.compute.max_failures, folder, show, may_come)
+        if len(stopped) >= MOST_STOPPED:
+            break
     prometheus.forget("trials")
     prometheus.forget("seconds_left", stage="sweep")
     built = store.find_all(item.step for item in items)
     failed = [item for item in items if item.step.address not in built]
+    if stopped:
+        first, error = next(iter(stopped.items()))
+        raise TransientError(f"{first}: {error}")
     for item in failed:
-        say(f"failed: {item.point.label}: {_failure(store, item.step)}")
+        say(f"failed: {item.point.label}: {store.failure(item.step) or 'its process ended: see the logs of Ray'}")
     return [item.point for item in failed]
 
 
@@ -124,7 +134,7 @@ def fit_trials(
     folder: str,
     show: Callable[[str, str], None],
     may_come: Sequence[Node] = (),
-) -> None:
+) -> dict[str, str]:
     """Run one trial per label, started in the order of `resources`, without a scheduler or early stopping.
 
     Args:
@@ -134,6 +144,9 @@ def fit_trials(
         folder: for Tune's files.
         show: is called with (label, running | done | failed) when a trial starts or ends.
         may_come: nodes that an autoscaler may add; worker groups start for them too, so that it sees the demand.
+
+    Returns:
+        {label: error} of the trials that reported `stopped`; MOST_STOPPED of them end the others.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     from ray import tune
@@ -143,6 +156,7 @@ def fit_trials(
         cpus, gpus = resources[space["point"]].trial_bundle
         return tune.PlacementGroupFactory([{"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}])
 
+    stopped: dict[str, str] = {}
     most = _groups_that_fit(list(resources.values()), may_come)
     tuner = tune.Tuner(
         tune.with_resources(work, placement),
@@ -152,11 +166,32 @@ def fit_trials(
             name="sweep",
             storage_path=folder,
             failure_config=FailureConfig(max_failures=max_failures),
-            callbacks=[_trial_states(show)],
+            callbacks=[_trial_states(show, stopped)],
+            stop=_end_if_storage_fails(),
             verbose=0,
         ),
     )
     tuner.fit()
+    return stopped
+
+
+def _end_if_storage_fails() -> Any:
+    """Return a Tune stopper that ends all trials once MOST_STOPPED have reported `stopped`."""
+    from ray.tune import Stopper
+
+    class StorageFails(Stopper):
+        def __init__(self) -> None:
+            self._stopped: set[str] = set()
+
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            if "stopped" in result:
+                self._stopped.add(trial_id)
+            return False
+
+        def stop_all(self) -> bool:
+            return len(self._stopped) >= MOST_STOPPED
+
+    return StorageFails()
 
 
 def _groups_that_fit(resources: Sequence[WorkerCompute], may_come: Sequence[Node]) -> int | None:
@@ -175,8 +210,8 @@ def _groups_that_fit(resources: Sequence[WorkerCompute], may_come: Sequence[Node
     return max(1, int(room))
 
 
-def _trial_states(show: Callable[[str, str], None]) -> Any:
-    """Return a Tune callback that calls `show` for every trial that starts or ends."""
+def _trial_states(show: Callable[[str, str], None], stopped: dict[str, str]) -> Any:
+    """Return a Tune callback that calls `show` for every trial that starts or ends, and adds to `stopped`."""
     from ray.tune import Callback
 
     class States(Callback):
@@ -184,7 +219,11 @@ def _trial_states(show: Callable[[str, str], None]) -> Any:
             show(trial.config["point"], "running")
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            show(trial.config["point"], "done" if (trial.last_result or {}).get("built", True) else "failed")
+            show(trial.config["point"], "done" if (trial.last_result or {}).get("built") else "failed")
+
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+            if "stopped" in result:
+                stopped[trial.config["point"]] = result["stopped"]
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             show(trial.config["point"], "failed")
@@ -193,7 +232,9 @@ def _trial_states(show: Callable[[str, str], None]) -> Any:
 
 
 def _trial(space: Mapping[str, Any], by_label: Mapping[str, Any], common: Any) -> None:
-    """Train and evaluate one point. A fault of the point is written to the store, because raising it would retry.
+    """Train and evaluate one point. No fault of it is raised, because Tune would try it again and print its traceback.
+
+    A fault of the point is written to the store, and one of the storage is reported to the driver.
 
     Args:
         space: {"point": label}, from Tune.
@@ -214,31 +255,13 @@ def _trial(space: Mapping[str, Any], by_label: Mapping[str, Any], common: Any) -
         tune.report(dict(last))
 
     try:
-        build(item.step, store, replace(execution, report=report, label=item.point.label), TRIAL_STEPS)
-    except InputError as error:
-        write_failure(store, item.step, error)
-        tune.report({**last, "built": False})
+        try:
+            build(item.step, store, replace(execution, report=report, label=item.point.label), TRIAL_STEPS)
+        except InputError as error:
+            store.put_failure(item.step, error)
+            tune.report({**last, "built": False})
+            return
+    except (TransientError, OSError) as error:
+        tune.report({**last, "built": False, "stopped": one_line_of(error)})
         return
     tune.report({**last, "built": True})
-
-
-def write_failure(store: Store, step: Step, error: BaseException) -> None:
-    """Write failed.json, which explains why a step is not built, into its folder; the next run tries the step again.
-
-    Args:
-        store: the study's store.
-        step: the step.
-        error: what ended the attempt, while it is handled: its traceback is written too.
-
-    Raises:
-        TransientError: the storage refuses or does not answer.
-    """
-    details = {"error": str(error), "kind": type(error).__name__, "traceback": traceback.format_exc()}
-    store.put(f"{step.address}/failed.json", json.dumps(details, indent=1).encode())
-
-
-def _failure(store: Store, step: Step) -> str:
-    try:
-        return str(json.loads(store.get(f"{step.address}/failed.json"))["error"])
-    except FileNotFoundError:
-        return "its process ended: see Ray's logs"

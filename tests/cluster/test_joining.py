@@ -1,11 +1,12 @@
 """What a driver is told that cannot join its cluster, and what a cluster's own file says may come."""
 
+import socket
 from pathlib import Path
 
 import pytest
 import yaml
 
-from chexseg_ray.cluster import nodes, session
+from chexseg_ray.cluster import machine, nodes, session
 from chexseg_ray.config.parse import load_config
 from chexseg_ray.errors import InputError, TransientError
 
@@ -17,6 +18,13 @@ MISMATCH = (
 )
 
 
+@pytest.fixture
+def listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something listens at every address."""
+    monkeypatch.setattr(session, "_refuse_dead", lambda *_: None)
+
+
+@pytest.mark.usefixtures("listens")
 @pytest.mark.parametrize(
     ("raised", "expected", "words"),
     [
@@ -39,11 +47,12 @@ def test_a_cluster_that_cannot_be_joined_gives_one_line(
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setattr(ray, "init", fail)
     with pytest.raises(expected, match=words) as caught:
-        session._join()
+        session._join(2)
     assert "10.0.0.1:6379" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("listens")
 def test_a_wrong_token_is_a_fault_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
     from ray.exceptions import AuthenticationError
@@ -54,13 +63,13 @@ def test_a_wrong_token_is_a_fault_of_the_environment(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setattr(ray, "init", fail)
     with pytest.raises(InputError, match="RAY_AUTH_TOKEN_PATH must be set here too"):
-        session._join()
+        session._join(2)
 
 
 def test_the_address_of_the_jobs_api_is_no_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     with pytest.raises(InputError, match="host:6379, or submit a job"):
-        session._join()
+        session._join(2)
 
 
 def test_what_may_come_is_read_from_the_config_or_from_the_file_that_ray_up_leaves(
@@ -124,4 +133,41 @@ def test_gpus_are_counted_that_cuda_shows(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert session.gpus_here() == number
+    assert machine.gpus_here() == number
+
+
+def test_an_address_where_nothing_listens_is_refused_before_ray_tries_for_minutes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was called"))
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "127.0.0.1:99999"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(TransientError, match=rf"^RAY_ADDRESS={address}: no cluster answers .*is it up\?"):
+            session.RaySession(dashboard=False, num_cpus=1).start()
+
+
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def fail(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nThis could happen because ...")  # as Ray does
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(TransientError, match=r"^Ray does not start .The current node timed out .*run again$"):
+        session.RaySession(dashboard=False, num_cpus=1).start()
+
+
+def test_what_is_lost_of_ray_may_be_tried_again_and_a_bug_stays_a_bug() -> None:
+    from ray import exceptions
+
+    for lost in (exceptions.LocalRayletDiedError(), exceptions.RaySystemError("gone"), ConnectionResetError("reset")):
+        with pytest.raises(TransientError, match="Ray lost a process or node"), session.ray_works():
+            raise lost
+    with pytest.raises(ZeroDivisionError), session.ray_works():
+        raise ZeroDivisionError

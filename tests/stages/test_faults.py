@@ -1,8 +1,7 @@
 """Bad data, bad trials, busy stores: exit codes and one-line errors. Config and data errors come before Ray."""
 
-import fcntl
 import json
-import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +10,8 @@ import pytest
 from PIL import Image
 from studies import TINY, Job, the_error, tiny
 
-from chexseg_ray.cluster.claims import claim
 from chexseg_ray.engine.execution import make_execution
-from chexseg_ray.errors import InputError, TransientError
+from chexseg_ray.errors import InputError
 from chexseg_ray.store.store import Store
 from chexseg_ray.study.sources import load_study
 from chexseg_ray.sweep.build import build
@@ -251,14 +249,20 @@ def test_a_point_whose_loss_is_nan_fails_alone_with_exit_code_3(store_copy: Path
     assert "loss is nan" in page
 
 
-def test_the_second_driver_of_a_store_is_told_who_holds_it(tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path))
-    with claim(store), pytest.raises(TransientError, match=f"process {os.getpid()} on .* since "), claim(store):
-        pass
-    with claim(store):
-        pass
-    with (tmp_path / ".claim").open() as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def test_storage_that_fails_inside_a_trial_ends_with_75_and_one_line(store_copy: Path, job: Job) -> None:
+    """A file lies where the folder of an evaluation must be made, so that even root cannot write there."""
+    evaluations = sorted((store_copy / "evaluation").iterdir())
+    for folder in evaluations:
+        shutil.rmtree(folder)
+        folder.write_text("in the way")
+    done = job("sweep.py", str(TINY), f"store.root={store_copy}")
+    assert done.returncode == 75, done.stdout + done.stderr
+    assert re.match(
+        r"error: gradcam p=0.5 .*: cannot be written .*: check the store, its space", the_error(done.stderr)
+    )
+    assert "its process ended" not in done.stdout
+    assert [path.read_text() for path in evaluations] == ["in the way"] * len(evaluations)
+    assert not list(store_copy.rglob("*.tmp"))
 
 
 def test_a_weak_csv_without_any_positive_label_is_refused_under_the_label_gate(store_copy: Path) -> None:

@@ -61,7 +61,7 @@ def test_one_command_goes_through_every_room_to_the_report(tiny_store: Path) -> 
         "prediction": 1,
     }
     report = tiny_store / "report" / "tiny"
-    others = ["index.html", "results.csv", "table.md", "table.txt", "made_of.sha256", "contrasts.json"]
+    others = ["index.html", "results.csv", "table.md", "table.txt", "made_of.sha256", "files.txt", "contrasts.json"]
     figures = ("figure2_iou_over_p", "figure4_examples", "figure5_radiologists")
     assert {p.name for p in report.iterdir()} == {
         *others,

@@ -73,3 +73,32 @@ def test_more_worker_groups_than_fit_wait_for_each_other(tmp_path: Path, private
     spans = sorted(json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
     assert len(spans) == 3
     assert all(later[0] >= earlier[1] for earlier, later in pairwise(spans)), "one at a time"
+
+
+def stopper(space: Mapping[str, Any], folder: Path) -> None:
+    """A trial whose storage fails, if it is not the first."""
+    from ray import tune
+
+    (folder / space["point"]).touch()
+    tune.report({"built": True} if space["point"] == "0" else {"built": False, "stopped": f"{space['point']}: full"})
+
+
+@pytest.mark.ray
+def test_trials_are_no_longer_started_once_the_storage_has_failed_in_three(
+    tmp_path: Path, private_ray: Callable[[], None]
+) -> None:
+    private_ray()
+    resources = {str(i): WorkerCompute(num_cpus=4.0) for i in range(8)}  # one at a time
+    states: list[str] = []
+    (tmp_path / "began").mkdir()
+    stopped = fit_trials(
+        partial(stopper, folder=tmp_path / "began"),
+        resources,
+        0,
+        str(tmp_path / "tune"),
+        lambda label, state: states.append(f"{label} {state}"),
+    )
+    assert list(stopped.values())[:3] == ["1: full", "2: full", "3: full"]
+    assert "0 done" in states
+    assert "1 failed" in states
+    assert len(list((tmp_path / "began").iterdir())) < 8

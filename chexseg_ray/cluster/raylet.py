@@ -1,0 +1,71 @@
+"""Watches this node's raylet: when it dies, Ray's own code ends the driver with exit code 1 and no word."""
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+LOST = "error: Ray's node process (raylet) has died: see raylet.out in its logs, check the memory, then run again"
+_SECONDS = 0.3  # between two looks, less than Ray takes to end the driver
+
+
+def pid_of_raylet(socket: str, proc: Path = Path("/proc")) -> int | None:
+    """Find the process of a raylet.
+
+    Args:
+        socket: the path of its socket, which is in its command line.
+        proc: where the system lists processes.
+
+    Returns:
+        Its process id; None if no such process runs.
+    """
+    wanted = f"--raylet_socket_name={socket}".encode()
+    for path in proc.glob("[0-9]*/cmdline"):
+        try:
+            if wanted in path.read_bytes().split(b"\0"):
+                return int(path.parent.name)
+        except OSError:  # it has just ended
+            continue
+    return None
+
+
+class RayletWatch:
+    """A thread that ends the driver with exit code 75 and one line when the raylet of its node has died.
+
+    Args:
+        pid: of the raylet.
+        end: called then; does not return.
+    """
+
+    def __init__(self, pid: int, end: Callable[[], None] | None = None) -> None:
+        self._pid, self._end = pid, end or _end_driver
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the watch, before Ray is shut down."""
+        self._over.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._over.wait(_SECONDS):
+            if _has_ended(self._pid) and not self._over.is_set():
+                self._end()
+                return
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a process is gone, or a zombie that its parent has not collected."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return True
+    return state == "Z"
+
+
+def _end_driver() -> None:
+    sys.stdout.flush()
+    os.write(2, f"{LOST}\n".encode())
+    os._exit(75)
