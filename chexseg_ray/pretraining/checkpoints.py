@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from chexseg_ray.errors import quoted
-from chexseg_ray.pretraining.pickles import MoreThanWeightsError, check_torch_file
+from chexseg_ray.pretraining.pickles import RefusedFileError, check_torch_file
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LONGEST_NAME = 500  # characters; real names have fewer than 100
@@ -111,7 +111,7 @@ def _load(data: bytes) -> Any:
         check_torch_file(data)
         with torch.serialization.safe_globals([argparse.Namespace]):  # Lightning keeps its hyperparameters in one
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except MoreThanWeightsError as error:
+    except RefusedFileError as error:
         raise ValueError(f"no weights can be read ({error})") from None
     except Exception as error:
-        raise ValueError(f"no weights can be read (the file is damaged: {type(error).__name__})") from None
+        raise ValueError(f"no weights can be read (it is damaged: {type(error).__name__})") from None

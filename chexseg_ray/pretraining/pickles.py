@@ -53,8 +53,8 @@ class _Opaque:
     """The result of a call that is allowed, and whose value does not matter here."""
 
 
-class MoreThanWeightsError(Exception):
-    """A file holds something else than plain weights; the message says what, and what to do."""
+class RefusedFileError(Exception):
+    """A file asks for something else than plain weights; the message says what, and what to do."""
 
 
 def check_torch_file(data: bytes) -> None:
@@ -64,8 +64,8 @@ def check_torch_file(data: bytes) -> None:
         data: the file's bytes.
 
     Raises:
-        MoreThanWeightsError: it is no such file, or holds more than plain weights.
-        Exception: it is damaged, or asks for bytes that it does not have.
+        RefusedFileError: it is no such file, or holds more than plain weights.
+        Exception: it is damaged; errors of many kinds, all of which mean this.
     """
     if data[:4] == b"PK\x03\x04":
         _check_zip(data)
@@ -77,37 +77,39 @@ def _check_zip(data: bytes) -> None:
     """Check a file of torch 1.6 or later: a zip with a pickle, and one entry for each storage.
 
     Raises:
-        MoreThanWeightsError: it holds more than plain weights.
+        RefusedFileError: it holds more than plain weights.
         Exception: it is damaged.
     """
     if data[-22:-18] != b"PK\x05\x06" or data[-2:] != b"\0\0":
-        raise ValueError("the zip's directory is not at its end")  # where two readers could find two of them
+        raise RefusedFileError(
+            "it is damaged: the zip's directory is not at its end"
+        )  # where two readers could find two of them
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
         sizes = {entry.filename: entry.file_size for entry in entries}
         packed = [entry for entry in entries if entry.compress_type or entry.compress_size != entry.file_size]
         if packed or len(sizes) != len(entries) or sum(sizes.values()) > len(data):
-            raise ValueError("entries are compressed, there twice, or longer than the file")
+            raise RefusedFileError("it is damaged: entries are compressed, there twice, or longer than the file")
         pickles = [name for name in sizes if name.count("/") == 1 and name.endswith("/data.pkl")]
         folder = pickles[0].removesuffix("data.pkl")
         if len(pickles) != 1 or f"{folder}constants.pkl" in sizes:
-            raise MoreThanWeightsError("it is a TorchScript program: save only its state_dict")
+            raise RefusedFileError("it is a TorchScript program: save only its state_dict")
         storages = _Pickle(io.BytesIO(archive.read(pickles[0])), in_zip=True).storages
     for storage in storages:
         if sizes[f"{folder}data/{storage.key}"] != storage.numel * storage.itemsize:
-            raise ValueError("an entry has another size than its storage")
+            raise RefusedFileError("it is damaged: an entry has another size than its storage")
 
 
 def _check_old_file(data: bytes) -> None:
     """Check a file of torch before 1.6: five pickles, then each storage as its number of elements and its bytes.
 
     Raises:
-        MoreThanWeightsError: it holds more than plain weights.
+        RefusedFileError: it holds more than plain weights.
         Exception: it is damaged.
     """
     stream, values, storages = io.BytesIO(data), list[Any](), set[_Storage]()
     if _MAGIC not in data[:20]:
-        raise MoreThanWeightsError("it is neither a file of safetensors nor one of torch.save")
+        raise RefusedFileError("it is neither a file of safetensors nor one of torch.save")
     for _ in range(5):  # magic number, version, system, the saved value, keys of the storages
         pickled = _Pickle(stream, in_zip=False)
         values.append(pickled.value)
@@ -116,14 +118,14 @@ def _check_old_file(data: bytes) -> None:
     by_key = {storage.key: storage for storage in storages}
     keys = values[4]
     if len(by_key) != len(storages) or not isinstance(keys, list) or sorted(keys) != sorted(by_key):
-        raise ValueError("the storages are not those that the tensors use")
+        raise RefusedFileError("it is damaged: the storages are not those that the tensors use")
     for key in keys:
         storage = by_key[key]
         if int.from_bytes(data[start : start + 8], "little") != storage.numel:
-            raise ValueError("a storage has another size than its tensors say")
+            raise RefusedFileError("it is damaged: a storage has another size than its tensors say")
         start += 8 + storage.numel * storage.itemsize
     if start > len(data):
-        raise ValueError("the file is shorter than its storages")
+        raise RefusedFileError("it is damaged: the file is shorter than its storages")
 
 
 class _Pickle:
@@ -134,7 +136,7 @@ class _Pickle:
         in_zip: whether storages are named as in a zip, or as in an old file.
 
     Raises:
-        MoreThanWeightsError: it refers to something that no plain state dict has.
+        RefusedFileError: it refers to something that no plain state dict has.
         Exception: it is damaged.
     """
 
@@ -190,13 +192,13 @@ class _Pickle:
         elif name == "NEWOBJ":
             arguments = stack.pop()
             if (stack.pop(), arguments) != (_Global("argparse.Namespace"), ()):
-                raise MoreThanWeightsError("it holds an object: save only its state_dict")
+                raise RefusedFileError("it holds an object: save only its state_dict")
             stack.append(_Opaque())
         elif name == "BUILD":
             dict(_of_type(stack.pop(), dict))
             _of_type(stack[-1], (dict, _Opaque))
         elif name != "PROTO":
-            raise MoreThanWeightsError(f"it has the opcode {name}: save only its state_dict, with torch.save")
+            raise RefusedFileError(f"it has the opcode {name}: save only its state_dict, with torch.save")
 
     def _items(self) -> list[Any]:
         items, self._stack = self._stack, self._marks.pop()
@@ -207,9 +209,9 @@ class _Pickle:
         word, kind, key, _, numel, *view = _of_type(identity, tuple)
         size = _STORAGES.get(_of_type(kind, _Global).name.rpartition(".")[2].removesuffix("Storage"))
         if word not in ("storage", b"storage") or size is None or type(numel) is not int or not 0 <= numel < 2**48:
-            raise MoreThanWeightsError("it holds a storage of another kind than real numbers: save dense tensors")
+            raise RefusedFileError("it holds a storage of another kind than real numbers: save dense tensors")
         if view not in ([],) and (self._in_zip or view != [None]):
-            raise MoreThanWeightsError("its tensors share storages: save it with a newer torch")
+            raise RefusedFileError("its tensors share storages: save it with a newer torch")
         storage = _Storage(_of_type(key, str), size, numel)
         self.storages.add(storage)
         return storage
@@ -231,7 +233,7 @@ class _Pickle:
             return _of_type(arguments[0], str).encode("latin1")
         if name in ("torch._utils._rebuild_parameter", "torch.device"):
             return _Opaque()
-        raise MoreThanWeightsError(f"it calls {shortened(name)}: save only its state_dict")
+        raise RefusedFileError(f"it calls {shortened(name)}: save only its state_dict")
 
 
 def _dict() -> dict[Any, Any]:
@@ -272,17 +274,15 @@ def _global(argument: str) -> _Global:
     """The name that a pickle refers to, if a state dict or the plain values around it may have it.
 
     Raises:
-        MoreThanWeightsError: they have not.
+        RefusedFileError: they have not.
     """
     module, _, attribute = argument.partition(" ")
     name = f"{module.replace('__builtin__', 'builtins')}.{attribute}"
     is_storage = module in ("torch", "torch.cuda") and attribute.removesuffix("Storage") in _STORAGES
     if name not in _CALLS and not is_storage and name not in _DTYPES:
         if module == "torch._utils":
-            raise MoreThanWeightsError(
-                f"{shortened(attribute)} makes no plain tensor: save dense tensors of real numbers"
-            )
-        raise MoreThanWeightsError(f"it holds a {shortened(name)}: save only its state_dict")
+            raise RefusedFileError(f"{shortened(attribute)} makes no plain tensor: save dense tensors of real numbers")
+        raise RefusedFileError(f"it holds a {shortened(name)}: save only its state_dict")
     return _Global(name)
 
 
@@ -290,13 +290,13 @@ def _check_tensor(storage: Any, offset: Any, size: Any, stride: Any) -> None:
     """Check that a tensor lies within its storage, and has no more elements than it.
 
     Raises:
-        ValueError, TypeError: it does not.
+        RefusedFileError, TypeError: it does not.
     """
     numbers = [offset, *_of_type(size, tuple), *_of_type(stride, tuple)]
     if not all(type(number) is int and 0 <= number < 2**48 for number in numbers) or len(size) != len(stride):
-        raise ValueError("a tensor's sizes are no numbers")
+        raise RefusedFileError("it is damaged: a tensor's sizes are no numbers")
     if math.prod(size) == 0:
         return
     last = offset + sum((count - 1) * step for count, step in zip(size, stride, strict=True))
     if last >= _of_type(storage, _Storage).numel or math.prod(size) > storage.numel:
-        raise ValueError("a tensor is larger than its storage")
+        raise RefusedFileError("it is damaged: a tensor is larger than its storage")
