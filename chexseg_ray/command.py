@@ -24,7 +24,7 @@ from chexseg_ray.progress import one_line, say
 DEFAULT_CONFIG = "demo"
 EXIT_CODES = "Exit codes: 0 done, 2 bad config or data, 3 some trials failed, 75 try again later, 130 or 143 stopped."
 _PACKAGE = Path(__file__).resolve().parent
-_OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.[^=]+)*=")
+_OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.[^=]+)?=")
 
 
 class Parser(argparse.ArgumentParser):
