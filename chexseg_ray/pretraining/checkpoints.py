@@ -57,7 +57,7 @@ def has_number_type(tensor: torch.Tensor, expected: torch.dtype) -> bool:
         tensor: of a file.
         expected: type of the network's entry; BatchNorm's counter is int64.
     """
-    return tensor.dtype == expected or (tensor.dtype in _FLOATS and expected in _FLOATS)
+    return tensor.dtype in (expected, *_FLOATS)
 
 
 def read_facts(data: bytes) -> dict[str, Any]:

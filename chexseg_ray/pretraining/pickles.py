@@ -280,7 +280,7 @@ def _global(argument: str) -> _Global:
     name = f"{module.replace('__builtin__', 'builtins')}.{attribute}"
     is_storage = module in ("torch", "torch.cuda") and attribute.removesuffix("Storage") in _STORAGES
     if name not in _CALLS and not is_storage and name not in _DTYPES:
-        if module == "torch._utils":
+        if module == "torch._utils" or (module == "torch" and attribute.endswith("Storage")):
             raise RefusedFileError(f"{shortened(attribute)} makes no plain tensor: save dense tensors of real numbers")
         raise RefusedFileError(f"it holds a {shortened(name)}: save only its state_dict")
     return _Global(name)

@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import nn
 
+from chexseg_ray.data.encoder_names import check_encoder_name
 from chexseg_ray.data.normalisation import STATISTICS
 from chexseg_ray.engine.execution import Made, Task
 from chexseg_ray.engine.train import WEIGHTS, TrainingJob
@@ -166,10 +167,14 @@ def imagenet_file(architecture: str, download: bool) -> Path:
         The file's path.
 
     Raises:
-        InputError: nobody publishes such weights, or they are not on this machine and must not be fetched, or
+        InputError: there is no such encoder, nobody publishes such weights, or they are not on this machine and must not be fetched, or
             torchvision's file is damaged; the message names the file and its place.
         TransientError: the file cannot be fetched.
     """
+    try:
+        check_encoder_name(architecture)
+    except ValueError as error:
+        raise InputError(f"imagenet: {error}: name another encoder") from None
     remedy = f"or set pretraining.imagenet_files={{{architecture}: FILE}}"
     if not download:
         remedy += " or pretraining.download=true"

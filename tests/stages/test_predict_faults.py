@@ -17,7 +17,7 @@ from PIL import Image
 
 from chexseg_ray.command import Parser, guarded
 from chexseg_ray.config.resources import ActorCompute
-from chexseg_ray.engine.training_state import to_safetensors
+from chexseg_ray.engine.training_state import from_safetensors, to_safetensors
 from chexseg_ray.errors import InputError
 from chexseg_ray.predict.card import FORMAT, ExportedModel, open_model, read_model, write_model
 from chexseg_ray.predict.export import open_export
@@ -282,6 +282,14 @@ def test_a_command_lines_words_and_a_poor_terminal_end_in_one_line(monkeypatch: 
         {"pathologies": "ab"},
         {"thresholds": {"a": 0.5, "b": 0.5}},
         {"record": ...},
+        {"record": 5},
+        {"pathologies": ["Edema", "\ud800"]},
+        {"pathologies": ["Edema", "two\nlines"]},
+        {"pathologies": ["Edema", "x" * 1000]},
+        {"trained_on": FACTS | {"expert_masks": 10**4000}},
+        {"trained_on": FACTS | {"pseudo_mask_method": {}}},
+        {"trained_on": FACTS | {"licence": ["x"]}},
+        *({"smp": NETWORK | {"encoder_name": name}} for name in ("tu-local-dir:..", "tu-HF_HUB:a/b", "tu-hf-hub:a/b")),
     ],
 )
 def test_a_card_made_by_hand_is_refused_in_a_line(change: dict[str, Any], model: ExportedModel, tmp_path: Path) -> None:
@@ -299,3 +307,11 @@ def test_a_card_whose_network_takes_no_such_image_is_refused_in_a_line(
 ) -> None:
     with pytest.raises(InputError, match="do not go together"):
         open_model(ExportedModel(model.card | change, model.weights))
+
+
+def test_weights_of_another_type_than_the_networks_are_refused(model: ExportedModel) -> None:
+    tensors, _ = from_safetensors(model.weights)
+    name = "encoder.conv1.weight"
+    bent = to_safetensors(tensors | {name: tensors[name].long()})
+    with pytest.raises(InputError, match=r"do not go together \(encoder.conv1.weight is of torch.int64, expected"):
+        open_model(ExportedModel(model.card, bent))
