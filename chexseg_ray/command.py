@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from chexseg_ray.config.parse import load_config
 from chexseg_ray.config.schema import StudyConfig
-from chexseg_ray.errors import InputError, TransientError
+from chexseg_ray.errors import InputError, TransientError, without_credentials
 from chexseg_ray.progress import one_line, say
 
 DEFAULT_CONFIG = "demo"
@@ -128,7 +128,7 @@ def guarded(parser: Parser, run: Callable[[argparse.Namespace], int], arguments:
         flags.names = given[end + 1 :]
         return run(flags)
     except (InputError, TransientError) as error:
-        print(one_line(f"error: {error}"), file=sys.stderr, flush=True)
+        print(one_line(f"error: {without_credentials(str(error))}"), file=sys.stderr, flush=True)
         return error.exit_code
 
 

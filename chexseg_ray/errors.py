@@ -7,7 +7,8 @@ import re
 import reprlib
 from typing import Any
 
-_URI = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*)?://(?P<rest>[^\s'\"]*)")
+_URI = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*):(?P<slashes>//?)(?P<rest>[^\s'\"]*)")  # pathlib leaves one slash
+_TEXT_AS_PORT = re.compile(r"[^/:\[]+:(?!\d*([/:,;.)]|$))")  # such as a key whose @ was forgotten
 
 
 class InputError(ValueError):
@@ -69,16 +70,18 @@ def without_credentials(text: str) -> str:
     Args:
         text: any text.
     """
-    return _URI.sub(_hide, text) if "://" in text else text
+    return _URI.sub(_hide, text) if ":/" in text else text
 
 
 def _hide(uri: re.Match[str]) -> str:
     """Return a URI with *** in place of what may be credentials; an abfs container before the @ is none."""
     address, mark, _ = uri["rest"].partition("?")
-    scheme, (user, at, host) = uri["scheme"] or "", address.rpartition("@")
+    scheme, (user, at, host) = uri["scheme"], address.rpartition("@")
     if at and not (scheme.lower().startswith("abfs") and ":" not in user):
         address = f"***@{host}"
-    return f"{scheme}://{address}{mark}{'***' if mark else ''}"
+    elif _TEXT_AS_PORT.match(address):
+        address = "***"
+    return f"{scheme}:{uri['slashes']}{address}{mark}{'***' if mark else ''}"
 
 
 def fault_of(error: InputError | TransientError) -> dict[str, str]:

@@ -8,9 +8,10 @@ from chexseg_ray.config.parse import load_config
 from chexseg_ray.errors import InputError
 from chexseg_ray.predict.card import NOTICE, ExportedModel, export_record, read_model
 from chexseg_ray.progress import say
+from chexseg_ray.store.filesystem import refuse_credentials
 from chexseg_ray.store.store import Store
 from chexseg_ray.study.choice import choose
-from chexseg_ray.study.sources import load_study
+from chexseg_ray.study.sources import load_study, refuse_credentials_in
 
 
 def load_model(name: str, overrides: Sequence[str] = ()) -> ExportedModel:
@@ -24,6 +25,7 @@ def load_model(name: str, overrides: Sequence[str] = ()) -> ExportedModel:
     Raises:
         InputError: the name is none of these, the model is damaged, or the study has no model yet.
     """
+    refuse_credentials(name, "MODEL")
     if name.endswith((".yaml", ".yml")) or Path(name).is_file():
         return _best_of_study(name, overrides)
     if overrides:
@@ -46,6 +48,7 @@ def load_model(name: str, overrides: Sequence[str] = ()) -> ExportedModel:
 def _best_of_study(name: str, overrides: Sequence[str]) -> ExportedModel:
     """The best model of a study by validation; prints which one it is."""
     config = load_config(name, overrides)
+    refuse_credentials_in(config)
     store = Store.open(config.store.root)
     study, _ = load_study(config)
     chosen = choose(study, store.find_all(step.inputs["segmentation"] for _, step in study.points))

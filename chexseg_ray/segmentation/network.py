@@ -106,15 +106,15 @@ def count_network(name: str, size: int) -> tuple[float, float]:
     import segmentation_models_pytorch as smp
     from torch.utils.flop_counter import FlopCounterMode
 
-    architecture, _, encoder = name.rpartition("/")
-    if architecture:
+    architecture, slash, encoder = name.partition("/")
+    if slash:
         network = build_network(architecture, encoder, 10)
     else:
-        check_encoder_name(encoder)
+        check_encoder_name(name)
         try:
-            network = smp.encoders.get_encoder(encoder, weights=None)
+            network = smp.encoders.get_encoder(name, weights=None)
         except (KeyError, RuntimeError) as error:
-            raise ValueError(f"smp has no encoder {encoder!r} ({_one_line(str(error), 80)})") from None
+            raise ValueError(f"smp has no encoder {name!r} ({_one_line(str(error), 80)})") from None
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network.eval()(torch.zeros(1, 3, size, size))

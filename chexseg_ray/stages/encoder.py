@@ -167,8 +167,8 @@ def imagenet_file(architecture: str, download: bool) -> Path:
         The file's path.
 
     Raises:
-        InputError: there is no such encoder, nobody publishes such weights, or they are not on this machine and must not be fetched, or
-            torchvision's file is damaged; the message names the file and its place.
+        InputError: there is no such encoder, nobody publishes such weights, they are not on this machine and must not
+            be fetched, or torchvision's file is damaged; the message names the file and its place.
         TransientError: the file cannot be fetched.
     """
     try:
