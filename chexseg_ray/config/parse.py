@@ -121,6 +121,8 @@ def _check_events(text: str) -> None:
         tag = getattr(event, "tag", None)
         if tag is not None:
             raise yaml.MarkedYAMLError(problem=f"tags such as {shortened(tag)} are not read", problem_mark=mark)
+        if isinstance(event, yaml.ScalarEvent) and not event.value.isascii():
+            event.value.encode()  # UnicodeEncodeError is a ValueError: half of a character, as in "\ud800"
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in whole:
                 raise yaml.MarkedYAMLError(problem="an alias names no value that is complete", problem_mark=mark)

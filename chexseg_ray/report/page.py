@@ -163,9 +163,6 @@ def read_results(config: StudyConfig, study: Study, store: Store, records: Mappi
 
 def _write(config: StudyConfig, study: Study, store: Store, records: Mapping[str, Record], folder: str) -> None:
     """Write all files of the report but _MADE_OF, and delete those of an earlier report."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
     results = read_results(config, study, store, records)
     pathologies, level = config.data.pathologies, config.report.interval_level
     files: dict[str, bytes] = {}

@@ -3,9 +3,10 @@
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from chexseg_ray.config.axes import SweepPoint, columns, setting_table
+from chexseg_ray.progress import csv_cell
 from chexseg_ray.report.results import AGGREGATIONS, FEW_PATIENTS, Estimate, PointResult, SettingResult, mean_of_defined
 from chexseg_ray.report.text import ends, marked, with_interval
 
@@ -52,11 +53,15 @@ def long_csv(
     writer.writeheader()
     for result in points:
         values = _axis_values(result.point, axes)
-        writer.writerows(values | row for row in _point_rows(result, pathologies))
+        writer.writerows(_safe(values | row) for row in _point_rows(result, pathologies))
     for setting in settings:
         values = _axis_values(setting.setting, axes)
-        writer.writerows(values | row for row in _setting_rows(setting, pathologies, level))
+        writer.writerows(_safe(values | row) for row in _setting_rows(setting, pathologies, level))
     return stream.getvalue()
+
+
+def _safe(row: Mapping[str, object]) -> dict[str, object]:
+    return {name: csv_cell(value) for name, value in row.items()}
 
 
 def _point_rows(result: PointResult, pathologies: Sequence[str]) -> Iterator[dict[str, object]]:

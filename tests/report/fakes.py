@@ -13,13 +13,14 @@ from chexseg_ray.stages.counts import COUNTS
 from chexseg_ray.store.step import Record, Step
 from chexseg_ray.store.store import Store
 from chexseg_ray.study.graph import Study, study_graph
+from chexseg_ray.study.sources import encoder_files
 
 PATIENTS, IMAGES = 40, 60
 SOURCES = dict.fromkeys(("weak_csv", "expert_csv", "expert_masks", "test_csv", "test_masks", "benchmark_masks"), "0")
 
 
 def graph(config: StudyConfig) -> Study:
-    return study_graph(config, SOURCES if config.data.root else {})
+    return study_graph(config, SOURCES if config.data.root else {}, dict.fromkeys(encoder_files(config), "0"))
 
 
 def commit(
