@@ -1,6 +1,7 @@
 """Names of pathologies, inits and reports in any characters: figures, tables and page show them as written."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ def test_a_report_with_names_in_any_characters_is_made_without_a_warning(tmp_pat
     """pytest makes every warning an error."""
     config = tiny(
         tmp_path,
-        f"data.pathologies={NAMES}",
+        f"data.pathologies={json.dumps(NAMES)}",
         "classifier.selection_pathologies=[Atelectasis]",
         "encoder_classifier.selection_pathologies=[Atelectasis]",
         "sweep.p=[0.0, 0.5]",
