@@ -23,7 +23,7 @@ def test_a_report_with_names_in_any_characters_is_made_without_a_warning(tmp_pat
     """pytest makes every warning an error."""
     config = tiny(
         tmp_path,
-        f"data.pathologies={json.dumps(NAMES)}",
+        f"data.pathologies={json.dumps(NAMES, ensure_ascii=False)}",
         "classifier.selection_pathologies=[Atelectasis]",
         "encoder_classifier.selection_pathologies=[Atelectasis]",
         "sweep.p=[0.0, 0.5]",
