@@ -89,19 +89,22 @@ def fill(
     ids: int = 0,
     blank: tuple[str, int] = ("", -1),
     positive: tuple[str, int] = ("", 0),
+    zero: tuple[str, int] = ("", -1),
 ) -> Study:
     """Commit the segmentation and evaluation of all points but the first `skip`, and the reader's benchmark.
 
     `test_seed` seeds the predictions on the test set, `same` gives every point the same counts, and `ids` weak images
     have pseudo masks. No image shows the pathology `absent`. `blank` names a pathology and the trial that predicts
-    nothing of it. `positive` names a pathology and the number of patients that show it.
+    nothing of it. `positive` names a pathology and the number of patients that show it. `zero` names a pathology and
+    the trial whose threshold of it is 0.
     """
     study, opened, names = graph(config), Store.open(str(store)), list(config.data.pathologies)
     thresholds = {name: {"threshold": 0.5, "iou": None, "source": "default"} for name in names}
     for place, (point, evaluation) in list(enumerate(study.points))[skip:]:
         score = quality_of(point) + 0.01 * point.trial
+        at_zero = {zero[0]: thresholds[zero[0]] | {"threshold": 0.0}} if point.trial == zero[1] else {}
         metrics = {
-            "thresholds": thresholds,
+            "thresholds": thresholds | at_zero,
             "validation_miou": score,
             "history": [],
             "best_update": 1,
