@@ -18,13 +18,13 @@ from typing import NoReturn
 
 from chexseg_ray.config.parse import load_config
 from chexseg_ray.config.schema import StudyConfig
-from chexseg_ray.errors import InputError, TransientError, stop_on_signals, stopped
+from chexseg_ray.errors import InputError, TransientError, stop_on_signals, stopped, without_credentials
 from chexseg_ray.progress import one_line, say
 
 DEFAULT_CONFIG = "demo"
 EXIT_CODES = "Exit codes: 0 done, 2 bad config or data, 3 some trials failed, 75 try again later, 130 or 143 stopped."
 _PACKAGE = Path(__file__).resolve().parent
-_OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.[^=]+)*=")
+_OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.[^=]+)?=")
 
 
 class Parser(argparse.ArgumentParser):
@@ -132,7 +132,7 @@ def guarded(parser: Parser, run: Callable[[argparse.Namespace], int], arguments:
     except (InputError, TransientError, KeyboardInterrupt) as caught:
         error = stopped(caught) if isinstance(caught, KeyboardInterrupt) else caught
         for line in (f"error: {error}", *getattr(error, "__notes__", ())):
-            print(one_line(line), file=sys.stderr, flush=True)
+            print(one_line(without_credentials(line)), file=sys.stderr, flush=True)
         return error.exit_code
 
 

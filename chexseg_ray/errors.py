@@ -1,17 +1,26 @@
-"""What ends a job with one line and an exit code: two errors (as data between processes too), and two signals."""
+"""What ends a job with one line and an exit code: two errors (as data between processes too), and two signals.
+
+What the errors quote of a user's input is cut, and shows no credentials.
+"""
 
 import os
+import re
+import reprlib
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SECONDS_TO_STOP = 25.0  # after which the process is ended by force
 
 _came: list[int] = []  # the signals that came
 _blocks: list[object] = []  # the blocks of stop_on_signals that are entered
+
+_URI = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*):(?P<slashes>//?)(?P<rest>[^\s'\"]*)")  # pathlib leaves one slash
+_TEXT_AS_PORT = re.compile(r"[^/:\[]+:(?!\d*([/:,;.)]|$))")  # such as a key whose @ was forgotten
 
 
 class InputError(ValueError):
@@ -24,6 +33,67 @@ class TransientError(RuntimeError):
     """Something outside failed for now (storage, a claim held by another driver). A retry may help."""
 
     exit_code = 75
+
+
+def quoted(value: Any) -> str:
+    """Quote a value of a user or of a file for a message: in one line, cut, without the credentials of a URI.
+
+    Args:
+        value: any plain value.
+
+    Returns:
+        What Python prints for it, with `...` in place of what is left out; at most some 600 characters.
+    """
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python prints no whole number of more than 4300 digits
+        return "a number of more than 4300 digits"
+
+
+class _Short(reprlib.Repr):
+    """Cuts strings after 80 characters, lists and mappings after a few entries, and nesting at the second level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 2, 80, 80
+
+    def repr_str(self, text: str, level: int) -> str:
+        """Quote the beginning of a text."""
+        return repr(without_credentials(text)[: self.maxstring]) + ("..." if len(text) > self.maxstring else "")
+
+
+_SHORT = _Short()
+
+
+def shortened(text: str, length: int = 80) -> str:
+    """Cut a text of a user or of a file for a message, and escape its line breaks; hide the credentials of a URI.
+
+    Args:
+        text: any text.
+        length: characters that are kept.
+    """
+    whole = without_credentials(text)
+    return repr(whole[:length])[1:-1] + ("..." if len(whole) > length else "")
+
+
+def without_credentials(text: str) -> str:
+    """Hide what may be credentials in the URIs of a text: name, password and key before an @, and the options.
+
+    Args:
+        text: any text.
+    """
+    return _URI.sub(_hide, text) if ":/" in text else text
+
+
+def _hide(uri: re.Match[str]) -> str:
+    """Return a URI with *** in place of what may be credentials; an abfs container before the @ is none."""
+    address, mark, _ = uri["rest"].partition("?")
+    scheme, (user, at, host) = uri["scheme"], address.rpartition("@")
+    if at and not (scheme.lower().startswith("abfs") and ":" not in user):
+        address = f"***@{host}"
+    elif _TEXT_AS_PORT.match(address):
+        address = "***"
+    return f"{scheme}:{uri['slashes']}{address}{mark}{'***' if mark else ''}"
 
 
 def fault_of(error: InputError | TransientError) -> dict[str, str]:

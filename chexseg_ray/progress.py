@@ -1,13 +1,21 @@
-"""What people read on a terminal: lines, aligned tables, and progress (a bar; in a log, a line every 15 seconds)."""
+"""What people read on a terminal: lines, aligned tables, and progress (a bar; in a log, a line every 15 seconds).
+
+Names that anybody may give are made harmless here, for terminals and for CSV files.
+"""
 
 import os
+import re
 import signal
 import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 _LOG_SECONDS = 15.0
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # how it begins
+_NUMBER = r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?%?"
+_NUMBERS = re.compile(f"{_NUMBER}( to {_NUMBER})?")
 
 
 def say(text: str) -> None:
@@ -43,6 +51,22 @@ def one_line(text: str) -> str:
         else character.encode("unicode_escape").decode()
         for character in text
     )
+
+
+def csv_cell(value: Any) -> Any:
+    """Guard a cell of a CSV file: a spreadsheet does not read a text as a formula, and every text is UTF-8.
+
+    Args:
+        value: a cell.
+
+    Returns:
+        A text with a ' before it if it begins as a formula does and is no number (nor two, as `-0.1 to +0.2`), and with
+        an escape for each code point that is no character; other values as they are.
+    """
+    if not isinstance(value, str):
+        return value
+    quote = "'" if value.startswith(_FORMULA) and not _NUMBERS.fullmatch(value) else ""
+    return quote + value.encode(errors="backslashreplace").decode()
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:

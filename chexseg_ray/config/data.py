@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from chexseg_ray.config.fields import Count, Fraction, Names, OneOrMore, Positive, Section, Seed, list_of, unique
+from chexseg_ray.errors import quoted
 
 
 class PhantomConfig(Section):
@@ -74,7 +75,7 @@ class DataConfig(Section):
         unknown = [name for name in self.columns if name not in known]
         if unknown:
             meant = "it maps Path, Patient, Frontal/Lateral and data.pathologies to the names in the files"
-            raise ValueError(f"columns names {unknown[0]!r}: {meant}")
+            raise ValueError(f"columns names {quoted(unknown[0])}: {meant}")
         if self.root is None and self.phantom is None:
             raise ValueError(
                 "root is null, so phantoms are drawn, and phantom is null: name the data, or the phantoms to draw"

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from chexseg_ray.errors import quoted
+
 T = TypeVar("T")
 Number = TypeVar("Number", int, float)
 
@@ -26,9 +28,11 @@ def unique(values: tuple[T, ...]) -> tuple[T, ...]:
     """
     if not values:
         raise ValueError("must name at least one value")
-    repeated = [value for i, value in enumerate(values) if value in values[:i]]
-    if repeated:
-        raise ValueError(f"names {repeated[0]!r} twice")
+    seen = set[T]()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"names {quoted(value)} twice")
+        seen.add(value)
     return values
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -11,7 +12,11 @@ from pydantic import BaseModel, ValidationError
 
 from chexseg_ray.config.rules import did_you_mean
 from chexseg_ray.config.schema import StudyConfig
-from chexseg_ray.errors import InputError
+from chexseg_ray.errors import InputError, quoted, shortened
+
+_MOST_LEVELS = 20  # of nesting; the deepest field lies at five
+_MOST_VALUES = 20_000  # with every alias written out
+_LONGEST_MESSAGE = 600  # characters
 
 
 class _Loader(yaml.SafeLoader):
@@ -31,7 +36,9 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is there twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {quoted(key)} is there twice", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -88,32 +95,83 @@ def parse_config(text: str, overrides: Sequence[str] = (), source: str = "config
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
+        _check_events(text)
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise InputError(f"{where}{line}: {problem}: write plain YAML") from None
+        raise InputError(f"{where}{line}: {shortened(problem, 200)}: write plain YAML") from None
     except (ValueError, TypeError) as error:  # a date that does not exist, a key that is a list
-        raise InputError(f"{where}: {' '.join(str(error).split())}: write plain YAML") from None
+        raise InputError(f"{where}: {shortened(str(error), 200)}: write plain YAML") from None
+
+
+def _check_events(text: str) -> None:
+    """Check a text's nesting, its size with every alias written out, and that no value has an explicit tag.
+
+    A few hundred characters can nest deeper than Python follows, or stand for gigabytes.
+
+    Raises:
+        YAMLError: the text is no YAML, or breaks one of these rules.
+    """
+    open_nodes: list[_Extent] = [_Extent("")]
+    whole: dict[str, _Extent] = {}
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        mark: Any = event.start_mark
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise yaml.MarkedYAMLError(problem=f"tags such as {shortened(tag)} are not read", problem_mark=mark)
+        if isinstance(event, yaml.ScalarEvent) and not event.value.isascii():
+            event.value.encode()  # UnicodeEncodeError is a ValueError: half of a character, as in "\ud800"
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in whole:
+                raise yaml.MarkedYAMLError(problem="an alias names no value that is complete", problem_mark=mark)
+            open_nodes[-1].add(whole[event.anchor])
+        elif isinstance(event, yaml.NodeEvent):
+            open_nodes.append(_Extent(event.anchor or ""))
+        if isinstance(event, yaml.ScalarEvent | yaml.CollectionEndEvent):
+            done = open_nodes.pop()
+            open_nodes[-1].add(done)
+            whole[done.anchor] = done
+        if len(open_nodes) + open_nodes[-1].levels > _MOST_LEVELS:
+            raise yaml.MarkedYAMLError(problem="values are nested too deeply", problem_mark=mark)
+        if open_nodes[-1].values > _MOST_VALUES:
+            raise yaml.MarkedYAMLError(problem="there are too many values", problem_mark=mark)
+
+
+@dataclass
+class _Extent:
+    """The extent of a YAML value: its anchor, the values in it with every alias written out, and levels of nesting."""
+
+    anchor: str
+    values: int = 1
+    levels: int = 0
+
+    def add(self, inner: "_Extent") -> None:
+        """Count a value that lies in this one."""
+        self.values += inner.values
+        self.levels = max(self.levels, inner.levels + 1)
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
     """Put one override into the tree; the file need not name the field, if it has a default."""
     path, separator, text = override.partition("=")
     if not separator or not path:
-        raise InputError(f"override {override!r}: write section.field=value")
+        raise InputError(f"override {quoted(override)}: write section.field=value")
+    override = shortened(override)
     *parents, last = path.split(".")
+    if len(parents) >= _MOST_LEVELS:
+        raise InputError(f"override '{override}': no field lies so deep: write section.field=value")
     node: Any = tree
     for depth, part in enumerate(parents):
-        key = _key_in(node, parents[:depth], part, f"override {override!r}: no section")
+        key = _key_in(node, parents[:depth], part, f"override '{override}': no section")
         inner = node.setdefault(key, {})
         if not isinstance(inner, dict):
             whole = ".".join(parents[: depth + 1])
-            raise InputError(f"override {override!r}: {whole} is {inner!r}, not a section: write {whole}=...")
+            raise InputError(f"override '{override}': {whole} is {quoted(inner)}, not a section: write {whole}=...")
         node = inner
-    key = _key_in(node, parents, last, f"override {override!r}: no field")
-    node[key] = _parse_yaml(text, f"override {override!r}")
+    key = _key_in(node, parents, last, f"override '{override}': no field")
+    node[key] = _parse_yaml(text, f"override '{override}'")
 
 
 def _key_in(node: Mapping[Any, Any], section: Sequence[str | int], part: str, fault: str) -> Any:
@@ -121,7 +179,7 @@ def _key_in(node: Mapping[Any, Any], section: Sequence[str | int], part: str, fa
     present = next((key for key in node if str(key) == part), None)  # YAML reads 100 as a number
     known = field_names(section)
     if known and part not in known:
-        raise InputError(f"{fault} {part!r}{did_you_mean(part, known)}")
+        raise InputError(f"{fault} {quoted(part)}{did_you_mean(part, known)}")
     return part if present is None else present
 
 
@@ -161,18 +219,20 @@ def _explain(error: ValidationError) -> str:
     of_field = [other for other in errors if _field_path(other["loc"])[: len(first_path)] == first_path]
     rules = [other for other in of_field if other["type"] == "value_error"]
     first = rules[0] if rules else max(of_field, key=lambda other: len(_field_path(other["loc"])))
-    where = ".".join(map(str, _field_path(first["loc"])))
+    where = shortened(".".join(map(str, _field_path(first["loc"]))), 120)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = f"unknown key{did_you_mean(str(first['loc'][-1]), field_names(first['loc'][:-1]))}"
     elif first["type"] == "missing":
         message = "missing: a config file spells out every field that shapes numbers"
     elif first["type"] == "model_type":
-        message = f"is not a section: write {{field: value}} (got {first['input']!r})"
+        message = f"is not a section: write {{field: value}} (got {quoted(first['input'])})"
     elif first["type"] == "tuple_type":
-        message = f"is not a list: write [{first['input']}]"
+        value = first["input"]
+        message = f"is not a list: write [{shortened(value) if isinstance(value, str) else quoted(value)}]"
     elif where and not isinstance(first["input"], Mapping):
-        message = f"{message} (got {first['input']!r})"
+        message = f"{message} (got {quoted(first['input'])})"
+    message = shortened(message, _LONGEST_MESSAGE)
     return f"{where}: {message}" if where else message
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from chexseg_ray.config.resources import ActorCompute
 from chexseg_ray.config.upstream import IRNET_ENCODER
+from chexseg_ray.errors import quoted
 
 if TYPE_CHECKING:
     from chexseg_ray.config.schema import StudyConfig
@@ -33,8 +34,8 @@ def refuse_sections_that_do_not_fit(config: "StudyConfig") -> None:
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """Return ` (did you mean 'trials'?)`, or an empty string if no known word is similar."""
-    near = difflib.get_close_matches(word, [str(name) for name in known], n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    near = difflib.get_close_matches(word[:80], [str(name) for name in known], n=1, cutoff=0.5)
+    return f" (did you mean {quoted(near[0])}?)" if near else ""
 
 
 def _weak_sets_have_images(config: "StudyConfig") -> None:
@@ -86,7 +87,9 @@ def _selection_is_among_the_pathologies(config: "StudyConfig") -> None:
     for name, section in (("classifier", config.classifier), ("encoder_classifier", config.encoder_classifier)):
         unknown = [pathology for pathology in section.selection_pathologies if pathology not in config.data.pathologies]
         if unknown:
-            raise ValueError(f"{name}.selection_pathologies names {unknown[0]!r}, which is missing in data.pathologies")
+            raise ValueError(
+                f"{name}.selection_pathologies names {quoted(unknown[0])}, which is missing in data.pathologies"
+            )
 
 
 def _cams_fit_their_classifier(config: "StudyConfig") -> None:
@@ -126,12 +129,12 @@ def _pretraining_names_are_used(config: "StudyConfig") -> None:
         if path not in files:
             guess = did_you_mean(path, sorted(files))
             rule = "which is neither an init nor an ImageNet file of this study"
-            raise ValueError(f"pretraining.normalisation names {path!r}, {rule}{guess}")
+            raise ValueError(f"pretraining.normalisation names {quoted(path)}, {rule}{guess}")
     for encoder in pretraining.imagenet_files:
         if encoder not in encoders:
             guess = did_you_mean(encoder, sorted(encoders))
             rule = "which is not an encoder of this study"
-            raise ValueError(f"pretraining.imagenet_files names {encoder!r}, {rule}{guess}")
+            raise ValueError(f"pretraining.imagenet_files names {quoted(encoder)}, {rule}{guess}")
 
 
 def _actors_are_in_order(config: "StudyConfig") -> None:

@@ -52,6 +52,9 @@ class SegmentationConfig(Section):
     thresholds: Literal["tuned", "fixed"]
     """Thresholds of the scores: tuned on the validation masks (scarce pathologies: on the expert training masks), or
     `fixed_threshold`."""
+    threshold_grid: Literal["paper", "fine"] = "paper"
+    """Thresholds that are tried: the paper's 0, .05, ..., .95, of which 0 makes a mask of the whole image; or `fine`,
+    which has .001, .002, .005, .01, .02, .03, .04 in place of 0."""
     fixed_threshold: Fraction
     """Threshold of a score in [0, 1]."""
     checkpoint: Literal["best", "last"]

@@ -58,6 +58,11 @@ def _draw_band(grey: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], outlin
     return np.rint(out).astype(np.uint8)
 
 
+def _one_line(text: str) -> str:
+    """A text without line breaks, which Pillow does not measure, and with escapes for what is no character."""
+    return " ".join(text.encode(errors="backslashreplace").decode().split())
+
+
 def overlay_png(grey: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], labels: Sequence[str], notice: str) -> bytes:
     """Draw an overlay with a legend below it.
 
@@ -80,7 +85,7 @@ def overlay_png(grey: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], label
     height, width = grey.shape
     line = min(max(14, width // 36), 96)  # height of a line of text
     font = ImageFont.load_default(size=line * 0.75)
-    entries: list[tuple[int | None, str]] = [(k, labels[k]) for k in range(len(masks)) if masks[k].any()]
+    entries: list[tuple[int | None, str]] = [(k, _one_line(labels[k])) for k in range(len(masks)) if masks[k].any()]
     if not entries:
         entries = [(None, "no mask above its threshold")]
     widest = max(font.getlength(notice) + line // 4, *(font.getlength(text) + line * 5 // 4 for _, text in entries))

@@ -8,6 +8,21 @@ import numpy.typing as npt
 
 # {0, .05, ..., .95}, the grid of the paper's released code, in float32 as the scores are
 SEGMENTATION_GRID: npt.NDArray[np.float32] = (np.arange(20) / 20).astype(np.float32)
+_LOW = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04)  # between the paper's 0, a mask of the whole image, and its .05
+
+
+def segmentation_grid(name: str) -> npt.NDArray[np.float32]:
+    """Return the thresholds that are tried for the scores of a segmentation network.
+
+    Args:
+        name: `paper`, 0 and 19 steps of .05; or `fine`, seven thresholds from .001 to .04 in place of 0.
+
+    Returns:
+        float32 [T], increasing.
+    """
+    if name == "paper":
+        return SEGMENTATION_GRID
+    return np.concatenate([np.array(_LOW, dtype=np.float32), SEGMENTATION_GRID[1:]])
 
 
 def cam_grid(step: float) -> npt.NDArray[np.float32]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from chexseg_ray.data.encoder_names import check_encoder_name
 from chexseg_ray.data.normalisation import STATISTICS
 from chexseg_ray.engine.training_state import from_safetensors, to_safetensors
 from chexseg_ray.errors import InputError
@@ -34,6 +35,7 @@ _NETWORK_FIELDS = (
     "encoder_output_stride",
     "decoder_atrous_rates",
 )
+_LONGEST_NAME = 200  # characters of a pathology
 
 
 @dataclass(frozen=True)
@@ -210,34 +212,39 @@ def _check(card: Any) -> None:
     if not isinstance(card, dict) or card["format"] != FORMAT:
         raise ValueError(f"format {card['format']!r}")
     network, names, thresholds = card["smp"], card["pathologies"], card["thresholds"]
-    facts = card["trained_on"]
     unknown = set(network) - set(_NETWORK_FIELDS)
     arch, encoder = network["arch"], network["encoder_name"]
     if unknown or network["encoder_weights"] is not None or not isinstance(arch, str) or not isinstance(encoder, str):
         raise ValueError(f"smp: {sorted(unknown) or 'weights, or no names'} is not allowed")
-    if "hub" in encoder or "/" in encoder:
-        raise ValueError(f"smp: {encoder} is not allowed")
+    check_encoder_name(encoder)
     if not (isinstance(card["size"], int) and 32 <= card["size"] <= 4096) or card["normalisation"] not in STATISTICS:
         raise ValueError("size or normalisation is out of bounds")
     if not _is_list_of(names, str) or len(set(names)) != len(names) or network["classes"] != len(names):
         raise ValueError("pathologies are not different names, one per class")
+    if not all(name.isprintable() and len(name) <= _LONGEST_NAME for name in names):
+        raise ValueError("the name of a pathology is too long, or has characters that cannot be drawn")
     if not _is_list_of(thresholds, float) or len(thresholds) != len(names) or not all(0 <= t <= 1 for t in thresholds):
         raise ValueError("thresholds are not one number in [0, 1] for each pathology")
+    _check_facts(card["trained_on"])
+    for name in ("record", "sha256"):
+        if not isinstance(card[name], str):
+            raise TypeError(f"{name} is no text")
+
+
+def _check_facts(facts: Any) -> None:
+    """Check what a card says about the training, as far as it is shown. Raises as _check."""
     data, p = facts["data"], facts["p"]
     has_hashes = isinstance(data, dict) and _is_list_of([*data.values()], str)
-    if not (isinstance(data, str) or has_hashes) or not isinstance(facts["expert_masks"], int):
-        raise ValueError("trained_on: data or expert_masks")
+    if not (isinstance(data, str) or has_hashes):
+        raise ValueError("trained_on: data")
     if not isinstance(p, int | float) or not 0 <= p <= 1:
         raise ValueError("trained_on: p is not a number in [0, 1]")
-    for part, name in (
-        (facts, "pseudo_masks"),
-        (facts, "pseudo_mask_method"),
-        (facts, "encoder_initialisation"),
-        (card, "record"),
-        (card, "sha256"),
-    ):
-        if name not in part:
-            raise KeyError(name)
+    for name in ("expert_masks", "pseudo_masks"):
+        if not isinstance(facts[name], int) or not 0 <= facts[name] < 2**63:
+            raise ValueError(f"trained_on: {name} is no number of masks")
+    texts = (facts["pseudo_mask_method"], facts["encoder_initialisation"], facts.get("licence"))
+    if not all(text is None or isinstance(text, str) for text in texts):
+        raise ValueError("trained_on: a text is none")
 
 
 def _is_list_of(values: Any, kind: type) -> bool:
@@ -264,6 +271,10 @@ def open_model(model: ExportedModel) -> Segmenter:
     try:
         network = smp.create_model(**card["smp"])
         tensors = from_safetensors(model.weights)[0]
+        own = network.state_dict()
+        wrong = [name for name, tensor in tensors.items() if name in own and tensor.dtype != own[name].dtype]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is of {tensors[wrong[0]].dtype}, expected {own[wrong[0]].dtype}")
         network.load_state_dict(tensors)
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
             raise ValueError("weights are not finite")

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from chexseg_ray.config.parse import load_config
-from chexseg_ray.errors import InputError
+from chexseg_ray.errors import InputError, shortened
 from chexseg_ray.predict.card import NOTICE, ExportedModel, export_record, read_model
 from chexseg_ray.progress import say
+from chexseg_ray.store.filesystem import refuse_credentials
 from chexseg_ray.store.store import Store
 from chexseg_ray.study.choice import choose
-from chexseg_ray.study.sources import load_study
+from chexseg_ray.study.sources import load_study, refuse_credentials_in
 
 
 def load_model(name: str, overrides: Sequence[str] = ()) -> ExportedModel:
@@ -22,8 +23,28 @@ def load_model(name: str, overrides: Sequence[str] = ()) -> ExportedModel:
         overrides: `section.field=value` for a study.
 
     Raises:
-        InputError: the name is none of these, the model is damaged, or the study has no model yet.
+        InputError: the name is none of these, the model is damaged or has a threshold of 0, or the study has no model
+            yet.
     """
+    refuse_credentials(name, "MODEL")
+    model = _load(name, overrides)
+    _refuse_whole_images(name, model.card)
+    return model
+
+
+def _refuse_whole_images(name: str, card: Mapping[str, Any]) -> None:
+    """Refuse a model with a threshold of 0, above which every score lies, so that the mask is the whole image."""
+    thresholds = list(zip(card["pathologies"], card["thresholds"], strict=True))
+    zero = [pathology for pathology, threshold in thresholds if threshold <= 0]
+    if zero:
+        names = ", ".join(map(shortened, zero[:3])) + (f" and {len(zero) - 3} more" if len(zero) > 3 else "")
+        rule = f"the threshold of {names} is 0, which makes a mask of the whole image"
+        remedy = "train with segmentation.threshold_grid=fine, or segmentation.fixed_threshold above 0 where it is used"
+        raise InputError(f"{name}: {rule}: {remedy}")
+
+
+def _load(name: str, overrides: Sequence[str]) -> ExportedModel:
+    """Load a model as load_model, whatever its thresholds."""
     if name.endswith((".yaml", ".yml")) or Path(name).is_file():
         return _best_of_study(name, overrides)
     if overrides:
@@ -46,6 +67,7 @@ def load_model(name: str, overrides: Sequence[str] = ()) -> ExportedModel:
 def _best_of_study(name: str, overrides: Sequence[str]) -> ExportedModel:
     """The best model of a study by validation; prints which one it is."""
     config = load_config(name, overrides)
+    refuse_credentials_in(config)
     store = Store.open(config.store.root)
     study, _ = load_study(config)
     chosen = choose(study, store.find_all(step.inputs["segmentation"] for _, step in study.points))

@@ -18,7 +18,7 @@ from chexseg_ray.predict.card import CARD, ExportedModel
 from chexseg_ray.predict.listing import MADE, XRays
 from chexseg_ray.predict.model import describe
 from chexseg_ray.predict.output import open_output
-from chexseg_ray.progress import one_line, say
+from chexseg_ray.progress import csv_cell, one_line, say
 from chexseg_ray.store.filesystem import storage
 from chexseg_ray.store.store import Store
 
@@ -145,13 +145,7 @@ def _csv_writer(stream: IO[bytes], columns: Sequence[str]) -> "csv.DictWriter[st
 
 
 def _safe_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row whose texts are UTF-8, and which a spreadsheet does not read as formulas."""
-    return {name: _safe_text(value) if isinstance(value, str) else value for name, value in row.items()}
-
-
-def _safe_text(text: str) -> str:
-    quote = "'" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else ""
-    return quote + text.encode(errors="backslashreplace").decode()
+    return {name: csv_cell(value) for name, value in row.items()}
 
 
 def _resources(session: RaySession, x_rays: XRays, store: Store, out: str) -> ActorCompute:

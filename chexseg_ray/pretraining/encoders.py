@@ -5,19 +5,19 @@ MoCo-CXR (`module.encoder_q.`), whole segmentation networks (`encoder.`), and th
 is executed, and nothing is downloaded here.
 """
 
-import argparse
-import io
-import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import nn
 
+from chexseg_ray.data.encoder_names import check_encoder_name
 from chexseg_ray.data.normalisation import STATISTICS
+from chexseg_ray.errors import quoted, shortened
+from chexseg_ray.pretraining.checkpoints import has_number_type, read_facts, read_state
 
 HEADS = ("fc.", "_fc.", "classifier.", "head.", "linear.", "last_linear.")
 # the prefix of the encoder's names in a file: who writes such files, and the statistics that they usually go with
@@ -64,8 +64,7 @@ def build_encoder(architecture: str) -> nn.Module:
     """
     from segmentation_models_pytorch.encoders import get_encoder
 
-    if architecture.startswith("timm-"):
-        raise ValueError(f"{architecture}: smp has given up these names: write tu-{architecture.removeprefix('timm-')}")
+    check_encoder_name(architecture)
     try:
         encoder: nn.Module = get_encoder(architecture, weights=None)
     except (KeyError, RuntimeError, ValueError) as error:
@@ -85,58 +84,6 @@ def encoder_channels(architecture: str) -> int:
     """
     encoder: Any = build_encoder(architecture)
     return int(encoder.out_channels[-1])
-
-
-def read_state(data: bytes) -> dict[str, torch.Tensor]:
-    """Read the state dict in a file.
-
-    Args:
-        data: the file's bytes: safetensors, or what torch.save wrote, a state dict or a dict with a `state_dict`.
-
-    Returns:
-        The tensors by their names in the file.
-
-    Raises:
-        ValueError: the bytes hold no state dict, or more than plain weights. Code in the file is not executed.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        if data[8:9] == b"{":  # safetensors: the header's length in 8 bytes, then JSON
-            return dict(load(data))
-        with torch.serialization.safe_globals([argparse.Namespace]):  # Lightning keeps its hyperparameters in one
-            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        if foreign:
-            reason = f"it holds a {foreign.group(1)}: save only its state_dict"
-        elif str(error):
-            reason = str(error).splitlines()[0]
-        else:
-            reason = type(error).__name__
-        raise ValueError(f"no weights can be read ({reason})") from None
-    state = found.get("state_dict", found) if isinstance(found, dict) else found
-    is_state = isinstance(state, dict) and all(isinstance(tensor, torch.Tensor) for tensor in state.values())
-    if not is_state or not state:
-        raise ValueError("it holds no state dict: names with a tensor each")
-    return dict(state)
-
-
-def read_facts(data: bytes) -> dict[str, Any]:
-    """Read what a record of this project reports of its network.
-
-    Args:
-        data: the file's bytes.
-
-    Returns:
-        Architecture, normalisation, pathologies and so on; empty for files that are no records of this project.
-    """
-    if data[8:9] != b"{":
-        return {}
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    facts: dict[str, Any] = json.loads(header.get("__metadata__", {}).get("model", "{}"))
-    return facts
 
 
 def read_encoder(
@@ -168,14 +115,17 @@ def read_encoder(
     state, facts = read_state(data), read_facts(data)
     recorded = facts.get("encoder") or facts.get("architecture")
     if recorded is not None and recorded != architecture:
-        raise ValueError(f"it is a {recorded}'s, not a {architecture}'s")
+        raise ValueError(f"it is a {shortened(recorded)}'s, not a {architecture}'s")
     order = facts.get("pathologies", [])
     if list(pathologies) != order and sorted(pathologies) == sorted(order) and order:
         raise ValueError(
-            f"it was trained on the pathologies in another order ({order[0]} first), "
+            f"it was trained on the pathologies in another order ({shortened(order[0])} first), "
             "so its channels are not this study's"
         )
-    state = {_OLD_DENSENET.sub(r"\1\2.", name): tensor for name, tensor in state.items()}
+    renamed = {_OLD_DENSENET.sub(r"\1\2.", name): tensor for name, tensor in state.items()}
+    if len(renamed) < len(state):
+        raise ValueError("it names a layer in the old and in the new spelling")
+    state = renamed
     prefix, file_names = _names_in_file(encoder.state_dict(), state)
     found = {name: state[file_name] for name, file_name in file_names.items()}
     used = set(file_names.values())
@@ -194,7 +144,9 @@ def read_encoder(
     writer, usual = PREFIXES[prefix]
     chosen = facts.get("normalisation") or normalisation or usual
     if chosen not in STATISTICS:
-        raise ValueError(f"it was trained on images normalised as {chosen!r}, which is none of {', '.join(STATISTICS)}")
+        raise ValueError(
+            f"it was trained on images normalised as {quoted(chosen)}, which is none of {', '.join(STATISTICS)}"
+        )
     provenance = {
         "format": "chexseg_ray" if facts else writer,
         "loaded": len(found),
@@ -233,7 +185,7 @@ def _names_in_file(expected: Iterable[str], state: Mapping[str, torch.Tensor]) -
     if not best:
         raise ValueError(
             f"none of the encoder's {len(names)} names is in it, such as {names[0]}; "
-            f"the file's begin with {next(iter(state))}"
+            f"the file's begin with {shortened(next(iter(state)))}"
         )
     return best_prefix, best
 
@@ -242,9 +194,9 @@ def _summary(names: Sequence[str], prefix: str) -> list[str]:
     """Shorten names to their beginnings, with the number of names behind each: `fc. (2)`, `module.encoder_k. (124)`."""
     lengths = [prefix.count(".") + 1 if name.startswith(prefix) else 2 for name in names]
     first = [".".join(name.split(".")[:length]) for name, length in zip(names, lengths, strict=True)]
+    whole = set(names)
     return [
-        beginning if beginning in names else f"{beginning}. ({first.count(beginning)})"
-        for beginning in dict.fromkeys(first)
+        beginning if beginning in whole else f"{beginning}. ({count})" for beginning, count in Counter(first).items()
     ]
 
 
@@ -256,16 +208,23 @@ def check_encoder(encoder: nn.Module, state: Mapping[str, torch.Tensor]) -> None
         state: tensors by name.
 
     Raises:
-        ValueError: names are missing or unexpected, or tensors have another shape or are not finite; the message gives
-            the number of faults and the first three.
+        ValueError: names are missing or unexpected, or tensors have another shape, no floating-point numbers (or the
+            type of the encoder's own entry), or numbers that are not finite in the encoder; the message gives the
+            number of faults and the first three.
     """
     expected = encoder.state_dict()
     faults = [f"missing {name}" for name in expected if name not in state and not name.endswith(_TRACKED)]
-    faults += [f"unexpected {name}" for name in state if name not in expected]
-    for name, tensor in expected.items():
-        if name in state and state[name].shape != tensor.shape:
-            faults.append(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
-    faults += [f"{name} is not finite" for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    faults += [f"unexpected {shortened(name)}" for name in state if name not in expected]
+    for name, own in expected.items():
+        if name not in state:
+            continue
+        tensor = state[name]
+        if tensor.shape != own.shape:
+            faults.append(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(own.shape)}")
+        elif not has_number_type(tensor, own.dtype):
+            faults.append(f"{name} is of {tensor.dtype}, expected {own.dtype}")
+        elif not torch.isfinite(tensor.to(own.dtype)).all():
+            faults.append(f"{name} is not finite")
     if faults:
         raise ValueError(f"encoder weights do not fit, {len(faults)} faults: {'; '.join(faults[:3])}")
 

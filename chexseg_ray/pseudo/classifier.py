@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from chexseg_ray.data.encoder_names import check_encoder_name
 from chexseg_ray.data.normalisation import network_input
 
 IGNORED = -2  # a target that adds nothing to the loss
@@ -51,6 +52,7 @@ class PooledEncoder(nn.Module):
         super().__init__()
         from segmentation_models_pytorch.encoders import get_encoder
 
+        check_encoder_name(architecture)
         encoder: Any = get_encoder(architecture, weights=None)
         self.encoder = encoder
         self.fc = nn.Linear(encoder.out_channels[-1], outputs)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from chexseg_ray.config.axes import SweepPoint
+from chexseg_ray.progress import csv_cell
 from chexseg_ray.report.text import markdown
 
 Links = Mapping[SweepPoint, str]  # the anchor of each setting's records
@@ -53,7 +54,8 @@ class Table:
     def csv(self) -> bytes:
         """Return the table as CSV in UTF-8.
 
-        If cells have a smaller text or a number of the paper, these are further columns on the right.
+        If cells have a smaller text or a number of the paper, these are further columns on the right. A spreadsheet
+        reads no cell as a formula.
         """
         numbers = [cell for row in self.rows for cell in row[self.labels :]]
         names = list(self.header)
@@ -63,10 +65,10 @@ class Table:
             names += [f"{name} {suffix}" for name in self.header[self.labels :]]
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(names)
+        writer.writerow(map(csv_cell, names))
         for row in self.rows:
             more = [getattr(cell, attribute) for attribute in extra for cell in row[self.labels :]]
-            writer.writerow([*(cell.value or cell.text for cell in row), *more])
+            writer.writerow(map(csv_cell, [*(cell.value or cell.text for cell in row), *more]))
         return stream.getvalue().encode()
 
     def markdown(self) -> str:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from chexseg_ray.data.images import content_box
 from chexseg_ray.data.masks import Rle, decode_rle
 from chexseg_ray.data.overlays import overlay
-from chexseg_ray.report.figures import figure_bytes
+from chexseg_ray.report.drawing import figure_bytes, pyplot
 from chexseg_ray.store.step import Record, Step
 from chexseg_ray.store.store import Store
 from chexseg_ray.study.choice import Chosen
@@ -125,8 +125,7 @@ def draw_examples(rows: Sequence[Example], pathologies: Sequence[str], names: Ma
     Returns:
         {"png": ..., "svg": ...}.
     """
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     columns = ["X-ray", *rows[0].masks]
     drawn, axes = plt.subplots(
         len(rows), len(columns), figsize=(2.7 * len(columns), 2.9 * len(rows)), layout="constrained", squeeze=False

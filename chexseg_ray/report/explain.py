@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from chexseg_ray.errors import InputError
+from chexseg_ray.store.filesystem import refuse_credentials
 from chexseg_ray.store.store import Store
 from chexseg_ray.study.steps import KINDS
 
 _ADDRESS = re.compile(r"(?:^|[/,\s])([a-z_]+/[0-9a-f]{12})(?=$|[/,\s])")
 _LINE = re.compile(r"(.*\.csv):(\d+)$")
+_URI = re.compile(r"[A-Za-z][\w+.-]*://[^\s,]*")
 _COLUMNS = {"trial", "pathology", "aggregation", "iou", "record"}
 _MAX_LENGTH = 240  # printed characters of a value
 
@@ -38,6 +40,8 @@ def find_records(what: str, root: str | None) -> Asked:
     Raises:
         InputError: `what` names no record, or the store is unknown.
     """
+    for uri in _URI.findall(what):
+        refuse_credentials(uri, "ADDRESS")
     line = _LINE.match(what)
     if line:
         path = Path(line[1]).expanduser()

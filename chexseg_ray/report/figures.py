@@ -1,6 +1,5 @@
 """Figures 2, 3 and 5, and that of the annotation budget, as PNG and SVG bytes with their data."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +7,7 @@ from typing import Any
 
 from chexseg_ray.config.axes import AXES, SweepPoint, extra_words, value_words
 from chexseg_ray.config.methods import method_title
+from chexseg_ray.report.drawing import figure_bytes, pyplot
 from chexseg_ray.report.paper_tables import init_name, network_texts, shown_over
 from chexseg_ray.report.readers import READER, Comparison
 from chexseg_ray.report.results import FEW_PATIENTS, Estimate, SettingResult
@@ -221,8 +221,7 @@ def draw(figure: Figure, level: float) -> dict[str, bytes]:
     Returns:
         {"png": ..., "svg": ...}.
     """
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     count = len(figure.panels)
     columns = 1 if count == 1 else 2
     rows = -(-count // columns)
@@ -260,28 +259,6 @@ def draw(figure: Figure, level: float) -> dict[str, bytes]:
             title_fontsize=8,
         )
     return figure_bytes(drawn)
-
-
-def figure_bytes(figure: Any) -> dict[str, bytes]:
-    """PNG and SVG of a matplotlib figure, which is closed; the same figure gives the same bytes.
-
-    Args:
-        figure: of matplotlib.
-
-    Returns:
-        {"png": ..., "svg": ...}.
-    """
-    import matplotlib as mpl
-    from matplotlib import pyplot as plt
-
-    mpl.rcParams["svg.hashsalt"] = "chexseg_ray"
-    out = {}
-    for kind, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
-        stream = io.BytesIO()
-        figure.savefig(stream, format=kind, **options)
-        out[kind] = stream.getvalue()
-    plt.close(figure)
-    return out
 
 
 def _bar_lengths(mean: float, low: float, high: float) -> tuple[float, float]:

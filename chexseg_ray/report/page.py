@@ -42,6 +42,7 @@ from chexseg_ray.report.results import (
 from chexseg_ray.report.sections import chosen_rows, contrast_table, interval_texts
 from chexseg_ray.report.tables import MEAN_COLUMN, long_csv, main_table
 from chexseg_ray.report.text import STAR, markdown, number
+from chexseg_ray.report.whole_images import RULE, explained, mark, zero_notes, zero_thresholds
 from chexseg_ray.store.step import Record
 from chexseg_ray.store.store import Store
 from chexseg_ray.study.choice import Chosen, choose
@@ -76,6 +77,7 @@ class Results:
         lacking: contrasts, as text, for which the study has no settings.
         tables: of the page.
         links: anchors of the settings.
+        zeros: the settings with trials whose threshold is 0, one line each.
     """
 
     points: list[PointResult]
@@ -87,6 +89,7 @@ class Results:
     lacking: list[str]
     tables: list[Table]
     links: Mapping[SweepPoint, str]
+    zeros: list[str]
 
 
 def write_report(config: StudyConfig, study: Study, store: Store, unchanged: bool = False) -> None:
@@ -152,21 +155,20 @@ def read_results(config: StudyConfig, study: Study, store: Store, records: Mappi
     reader = measured(store, study.points[0][0], benchmark, pathologies) if benchmark else None
     first = points[0].record if points else benchmark
     test = read_test_set(store, first, pathologies, config.report.bootstrap_replicates) if first else None
-    settings = setting_results(study, points, test, level)
+    zeros = zero_thresholds(study, records)
+    settings = mark(setting_results(study, points, test, level), zeros, pathologies)
     links = {result.setting: f"s{i}" for i, result in enumerate(settings)}
     chosen = choose(study, records)
     comparison = compare(reader, chosen, settings, test, level, links)
     contrasts, lacking = contrast_results(config, settings, test)
     tables = [*table_1(config, settings, links), *table_2(config, settings, links), *reader_table(config, comparison)]
     tables += contrast_table(contrasts, links, test.patients if test else 0)
-    return Results(points, settings, test, chosen, comparison, contrasts, lacking, tables, links)
+    tables = list(map(explained, tables))
+    return Results(points, settings, test, chosen, comparison, contrasts, lacking, tables, links, zero_notes(zeros))
 
 
 def _write(config: StudyConfig, study: Study, store: Store, records: Mapping[str, Record], folder: str) -> None:
     """Write all files of the report but _MADE_OF, in place of those of an earlier report."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
     results = read_results(config, study, store, records)
     pathologies, level = config.data.pathologies, config.report.interval_level
     files: dict[str, bytes] = {}
@@ -190,12 +192,13 @@ def _write(config: StudyConfig, study: Study, store: Store, records: Mapping[str
     num_printed = names.index(MEAN_COLUMN) + 1
     for table in results.tables:
         files |= {f"{table.name}.csv": table.csv(), f"{table.name}.md": table.markdown().encode()}
+    below = "\n".join(["", RULE, *(f"  {line}" for line in results.zeros)]) if results.zeros else ""
     files |= {
         "index.html": _page(config, study, store, records, results, pictures).encode(),
         "results.csv": long_csv(results.points, results.settings, pathologies, level).encode(),
         "contrasts.json": _json(list(map(_contrast_data, results.contrasts))),
-        "table.md": markdown(main, names).encode(),
-        "table.txt": "\n".join(aligned([row[:num_printed] for row in [names, *main]])).encode(),
+        "table.md": (markdown(main, names) + below).encode(),
+        "table.txt": ("\n".join(aligned([row[:num_printed] for row in [names, *main]])) + below).encode(),
     }
     _replace(store, folder, files)
 
@@ -300,7 +303,9 @@ def _page(
         lacking=results.lacking,
         chosen=chosen_rows(results.chosen, results.settings, results.links),
         everything=[_everything(results, name, text, pathologies) for name, text in _TEXTS.items()],
-        star=STAR,
+        star=f"{STAR} {RULE}" if results.zeros else STAR,
+        rule=RULE,
+        zeros=results.zeros,
         test=results.test,
         positive=positive,
         intervals=interval_texts(level, overlap_texts(study, store, records)),

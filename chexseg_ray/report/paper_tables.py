@@ -11,7 +11,7 @@ from chexseg_ray.evaluation.intervals import t_interval
 from chexseg_ray.report.cells import Cell, Links, Table
 from chexseg_ray.report.paper import table_1_value, table_2_value
 from chexseg_ray.report.results import Estimate, SettingResult
-from chexseg_ray.report.text import STAR, ends, marked, number
+from chexseg_ray.report.text import DAGGER, STAR, ends, marked, number
 
 INITS = {"random": "Random", "imagenet": "ImageNet", "moco": "MoCo-CXR", "chexpert": "CheXpert"}
 
@@ -178,7 +178,8 @@ def _plus_minus_cell(config: StudyConfig, result: SettingResult | None, links: L
     half = f" ± {(interval.high - interval.low) / 2:.5f}" if not interval.reason else ""
     note = (partial_text(result) + interval.reason).removesuffix(": ")
     paper = table_2_value(config, result.setting)
-    return Cell(number(interval.mean) + half, note, links[result.setting], paper)
+    mark = DAGGER if result.mean["pooled"].whole_image else ""
+    return Cell(number(interval.mean) + half + mark, note, links[result.setting], paper)
 
 
 def estimate_cell(estimate: Estimate, link: str) -> Cell:

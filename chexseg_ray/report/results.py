@@ -105,12 +105,14 @@ class Estimate:
         patients: the interval over patients, given the trained networks.
         both: the interval over trials and patients.
         planned: number of trials, some of which may not be built.
+        whole_image: whether a trial's threshold is 0, so that its mask is the whole image.
     """
 
     trials: Interval
     patients: Interval
     both: Interval
     planned: int
+    whole_image: bool = False
 
     @property
     def mean(self) -> float:

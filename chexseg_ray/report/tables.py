@@ -3,11 +3,12 @@
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from chexseg_ray.config.axes import SweepPoint, columns, setting_table
+from chexseg_ray.progress import csv_cell
 from chexseg_ray.report.results import AGGREGATIONS, FEW_PATIENTS, Estimate, PointResult, SettingResult, mean_of_defined
-from chexseg_ray.report.text import ends, marked, with_interval
+from chexseg_ray.report.text import DAGGER, ends, marked, with_interval
 
 MEAN_COLUMN = "mIoU (interval)"
 _NUMBERS = (
@@ -52,11 +53,15 @@ def long_csv(
     writer.writeheader()
     for result in points:
         values = _axis_values(result.point, axes)
-        writer.writerows(values | row for row in _point_rows(result, pathologies))
+        writer.writerows(_safe(values | row) for row in _point_rows(result, pathologies))
     for setting in settings:
         values = _axis_values(setting.setting, axes)
-        writer.writerows(values | row for row in _setting_rows(setting, pathologies, level))
+        writer.writerows(_safe(values | row) for row in _setting_rows(setting, pathologies, level))
     return stream.getvalue()
+
+
+def _safe(row: Mapping[str, object]) -> dict[str, object]:
+    return {name: csv_cell(value) for name, value in row.items()}
 
 
 def _point_rows(result: PointResult, pathologies: Sequence[str]) -> Iterator[dict[str, object]]:
@@ -118,15 +123,16 @@ def main_table(
 
     Returns:
         The names of the columns, and a row for each setting: its values, `n of m` trials, the mean IoU with its
-        intervals, and the IoU of each pathology: with * if few patients show it, and with the number of trials that
-        define it if not all do.
+        intervals, and the IoU of each pathology: with * if few patients show it, with † (as the mean) if a
+        trial's threshold is 0, and with the number of trials that define it if not all do.
     """
     headings, values = setting_table([result.setting for result in settings])
     rows = []
     for result, cells in zip(settings, values, strict=True):
         mean = result.mean[aggregation]
         ious = [_iou_text(estimate, result.trials) for estimate in result.pathologies[aggregation]]
-        intervals = [with_interval(mean.both), ends(mean.trials), ends(mean.patients)]
+        mark = DAGGER if mean.whole_image else ""
+        intervals = [with_interval(mean.both) + mark, ends(mean.trials), ends(mean.patients)]
         trials = f"{result.trials} of {result.planned}"
         rows.append([*cells, trials, *intervals, *(ious or ["–"] * len(pathologies))])
     return [*headings, "trials", MEAN_COLUMN, "over trials", "over patients", *pathologies], rows

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from chexseg_ray.evaluation.intervals import Interval
 from chexseg_ray.report.results import FEW_PATIENTS, Estimate
 
+DAGGER = "†"  # a trial's threshold is 0: report.whole_images
 STAR = f"* fewer than {FEW_PATIENTS} positive patients."
 
 
@@ -30,8 +31,8 @@ def with_interval(interval: Interval) -> str:
 
 
 def marked(estimate: Estimate) -> str:
-    """Return the mean of `estimate`, with * if fewer than FEW_PATIENTS patients show the pathology."""
-    return number(estimate.mean) + ("*" if estimate.few else "")
+    """Return the mean of `estimate`, with * if few patients show the pathology, and † if a trial's threshold is 0."""
+    return number(estimate.mean) + ("*" if estimate.few else "") + (DAGGER if estimate.whole_image else "")
 
 
 def p_text(p: float) -> str:

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from chexseg_ray.data.encoder_names import check_encoder_name
+from chexseg_ray.errors import shortened
+
 _ATROUS_RATES = (12, 24, 36)  # the paper's
 
 
@@ -40,13 +43,14 @@ def build_network(
     """
     import segmentation_models_pytorch as smp
 
-    if encoder.startswith("timm-"):
-        raise ValueError(f"{encoder}: smp has given up these names: write tu-{encoder.removeprefix('timm-')}")
+    check_encoder_name(encoder)
     options: dict[str, object] = {}
     if architecture.startswith("deeplab"):
         options = {"encoder_output_stride": output_stride, "decoder_atrous_rates": tuple(atrous_rates or ())}
     if architecture not in smp.MODEL_ARCHITECTURES_MAPPING:
-        raise ValueError(f"smp has no architecture {architecture!r}, only {', '.join(smp.MODEL_ARCHITECTURES_MAPPING)}")
+        raise ValueError(
+            f"smp has no architecture {shortened(architecture)!r}, only {', '.join(smp.MODEL_ARCHITECTURES_MAPPING)}"
+        )
     try:
         model: nn.Module = smp.create_model(
             architecture, encoder_name=encoder, encoder_weights=None, classes=num_pathologies, **options
@@ -102,14 +106,15 @@ def count_network(name: str, size: int) -> tuple[float, float]:
     import segmentation_models_pytorch as smp
     from torch.utils.flop_counter import FlopCounterMode
 
-    architecture, _, encoder = name.rpartition("/")
-    if architecture:
+    architecture, slash, encoder = name.partition("/")
+    if slash:
         network = build_network(architecture, encoder, 10)
     else:
+        check_encoder_name(name)
         try:
-            network = smp.encoders.get_encoder(encoder, weights=None)
+            network = smp.encoders.get_encoder(name, weights=None)
         except (KeyError, RuntimeError) as error:
-            raise ValueError(f"smp has no encoder {encoder!r} ({_one_line(str(error), 80)})") from None
+            raise ValueError(f"smp has no encoder {name!r} ({_one_line(str(error), 80)})") from None
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network.eval()(torch.zeros(1, 3, size, size))

@@ -20,13 +20,14 @@ from typing import Any
 
 from torch import nn
 
+from chexseg_ray.data.encoder_names import check_encoder_name
 from chexseg_ray.data.normalisation import STATISTICS
 from chexseg_ray.engine.execution import Made, Task
 from chexseg_ray.engine.train import WEIGHTS, TrainingJob
 from chexseg_ray.engine.training_state import to_safetensors
 from chexseg_ray.errors import InputError, TransientError
 from chexseg_ray.pretraining.encoders import build_encoder, load_encoder, read_encoder
-from chexseg_ray.store.filesystem import open_filesystem
+from chexseg_ray.store.filesystem import open_filesystem, storage
 
 # smp's ImageNet weights of these encoders were trained with mean and deviation 0.5
 _INCEPTION = ("xception", "inceptionv4", "inceptionresnetv2")
@@ -72,7 +73,8 @@ def make(task: Task) -> Made:
         name, data = _read_by_hash(task.execution.encoder_files, settings.sha256)
     else:
         path = imagenet_file(settings.architecture, task.execution.download)
-        name, data = path.name, path.read_bytes()
+        with storage("read", str(path)):
+            name, data = path.name, path.read_bytes()
     try:
         statistics = settings.normalisation
         if statistics is None and "imagenet" in (settings.source, settings.trained_on):
@@ -136,14 +138,20 @@ def _read_by_hash(paths: Sequence[str], sha256: str) -> tuple[str, bytes]:
 
     Raises:
         InputError: no file has that hash any more.
+        TransientError: the storage refuses or does not answer.
     """
     for path in paths:
         filesystem, where = open_filesystem(path, "encoder")
-        with filesystem.open_input_file(where) as stream:
-            data: bytes = stream.read()
+        try:
+            with storage("read", path), filesystem.open_input_file(where) as stream:
+                data: bytes = stream.read()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            continue  # it was there when the study began
         if hashlib.sha256(data).hexdigest() == sha256:
             return path, data
-    raise InputError(f"{', '.join(paths)}: a file of encoder weights was changed while the study ran: run again")
+    raise InputError(
+        f"{', '.join(paths)}: a file of encoder weights was changed or removed while the study ran: run again"
+    )
 
 
 def imagenet_file(architecture: str, download: bool) -> Path:
@@ -159,10 +167,14 @@ def imagenet_file(architecture: str, download: bool) -> Path:
         The file's path.
 
     Raises:
-        InputError: nobody publishes such weights, or they are not on this machine and must not be fetched, or
-            torchvision's file is damaged; the message names the file and its place.
+        InputError: there is no such encoder, nobody publishes such weights, they are not on this machine and must not
+            be fetched, or torchvision's file is damaged; the message names the file and its place.
         TransientError: the file cannot be fetched.
     """
+    try:
+        check_encoder_name(architecture)
+    except ValueError as error:
+        raise InputError(f"imagenet: {error}: name another encoder") from None
     remedy = f"or set pretraining.imagenet_files={{{architecture}: FILE}}"
     if not download:
         remedy += " or pretraining.download=true"

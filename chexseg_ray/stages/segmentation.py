@@ -50,11 +50,11 @@ from chexseg_ray.engine.train import (
 from chexseg_ray.engine.training_state import Progress, from_safetensors
 from chexseg_ray.errors import InputError
 from chexseg_ray.evaluation.thresholds import (
-    SEGMENTATION_GRID,
     Choice,
     ScoreHistogram,
     choose_segmentation_thresholds,
     common_pathologies,
+    segmentation_grid,
 )
 from chexseg_ray.segmentation.mixing import draw_batch, expert_subset, trial_seed, weak_subset
 from chexseg_ray.segmentation.network import build_network, check_network
@@ -109,6 +109,7 @@ class Settings(NetworkSettings):
     num_validations: int
     dice_smoothing: float
     thresholds: str
+    threshold_grid: str = "paper"
     fixed_threshold: float
     checkpoint: str
     min_positives: int = 1
@@ -336,7 +337,7 @@ class Scoring:
             NanLossError: a score is not finite.
         """
         size, count = self.settings.size, len(self.settings.pathologies)
-        histogram = ScoreHistogram(count, SEGMENTATION_GRID)
+        histogram = ScoreHistogram(count, segmentation_grid(self.settings.threshold_grid))
         positives = np.zeros(count, dtype=np.int64)
         for start in range(0, len(images.ids), _SCORED_TOGETHER):
             ids = images.ids[start : start + _SCORED_TOGETHER]

@@ -1,15 +1,43 @@
 """Folders and URIs as pyarrow filesystems, and which of their errors are worth a retry."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from chexseg_ray.errors import InputError, TransientError
+from chexseg_ray.errors import InputError, TransientError, quoted, shortened, without_credentials
+
+# those of pyarrow's URIs that are no keys
+_OPTIONS = (
+    "region",
+    "scheme",
+    "endpoint_override",
+    "allow_bucket_creation",
+    "allow_bucket_deletion",
+    "check_directory_existence_before_creation",
+    "tls_ca_file_path",
+    "retry_limit_seconds",
+    "project_id",
+    "blob_storage_authority",
+    "dfs_storage_authority",
+    "enable_tls",
+    "tenant_id",
+    "client_id",
+    "credential_kind",
+    "user",
+    "replication",
+    "buffer_size",
+    "default_block_size",
+)
+_PLAIN = re.compile(r"[^@?#&;=\s]*")  # the value of an option
+_CONTAINER = re.compile(r"[^/:@]*@")
+_HOST = re.compile(r"(\[[^/@]*\]|[^/:]*)(:\d*)?(/|$)")
 
 _WRITES = ("written", "claimed")
 ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)  # raised where a file to be read is not there
@@ -25,17 +53,47 @@ def storage(done: str, where: str) -> Iterator[None]:
 
     Raises:
         FileNotFoundError, IsADirectoryError, NotADirectoryError: as the block raises them, unless it writes.
-        TransientError: the block raises any other OSError.
+        TransientError: the block raises any other OSError, or the plain ArrowException that pyarrow makes of other
+            errors of an object store, such as Azure's.
     """
     try:
         yield
-    except OSError as error:
-        if isinstance(error, ABSENT) and done not in _WRITES:
+    except (OSError, pa.ArrowException) as error:
+        is_absent = isinstance(error, ABSENT) and done not in _WRITES
+        if is_absent or (not isinstance(error, OSError) and type(error) is not pa.ArrowException):
             raise
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(without_credentials(str(error)).split())[:300]
         raise TransientError(
             f"{where}: cannot be {done} ({reason}): check the store, its space and its credentials, then run again"
         ) from error
+
+
+def refuse_credentials(root: str, field_name: str) -> None:
+    """Refuse a URI with a name, password or key in it, wherever a user names a root or a file.
+
+    It would appear in logs, in the metadata of a job and in the report. What this does not know counts as a key.
+
+    Args:
+        root: folder, file or URI.
+        field_name: what the user calls it, for the message, which does not repeat the URI.
+
+    Raises:
+        InputError: the URI has an @, other than that behind the container of abfs://container@account; a text in place
+            of a port; or another option than _OPTIONS, or an option with an address that has an @.
+    """
+    scheme, is_uri, rest = root.partition("://")
+    if not is_uri:
+        return
+    address, _, query = rest.partition("?")
+    remedy = "give the credentials in the environment or by the machine's role"
+    if scheme.lower() in ("abfs", "abfss") and _CONTAINER.match(address):
+        address = address.partition("@")[2]
+    if "@" in address or not _HOST.match(address):
+        raise InputError(f"{field_name}: a name or password in a URI would appear in logs: {remedy}")
+    options = parse_qsl(query, keep_blank_values=True)
+    if not all(name in _OPTIONS and _PLAIN.fullmatch(value) for name, value in options):
+        rule = f"the options of a URI are {', '.join(_OPTIONS)}; a key among them would appear in logs"
+        raise InputError(f"{field_name}: {rule}: {remedy}")
 
 
 def open_filesystem(root: str, field_name: str) -> tuple[pafs.FileSystem, str]:
@@ -49,23 +107,26 @@ def open_filesystem(root: str, field_name: str) -> tuple[pafs.FileSystem, str]:
         A pyarrow filesystem, and the path of `root` in it.
 
     Raises:
-        InputError: pyarrow cannot open the URI, or it contains a name or password.
+        InputError: pyarrow cannot open the URI, or it contains a name, password or key.
         TransientError: the storage does not answer.
     """
-    scheme, _, rest = root.partition("://")
-    if "@" in rest.partition("?")[0] and not scheme.startswith("abfs"):  # abfs://container@account is not a secret
-        rule = "a name or password in a URI would appear in logs"
-        remedy = "give the credentials in the environment or by the machine's role"
-        raise InputError(f"{field_name}: {rule}: {remedy}")
+    refuse_credentials(root, field_name)
+    if "\0" in root:
+        raise InputError(f"{field_name}: {quoted(root)} has a NUL character: name a folder or a URI")
     if "://" not in root:
-        return pafs.LocalFileSystem(), str(Path(root).expanduser().resolve())
+        try:
+            return pafs.LocalFileSystem(), str(Path(root).expanduser().resolve())
+        except RuntimeError:  # a link that leads to itself, or ~ of a user without a home
+            raise InputError(f"{field_name}={shortened(root, 200)}: leads nowhere: name a folder") from None
     try:
         with storage("reached", root):
             filesystem, base = pafs.FileSystem.from_uri(root)
+            if filesystem.type_name == "abfs":
+                filesystem.get_file_info(base)  # without credentials, pyarrow's open_input_file would end the process
     except (pa.ArrowInvalid, FileNotFoundError, NotImplementedError) as error:
-        raise InputError(
-            f"{field_name}={root}: pyarrow cannot open it ({error}): name a folder or an s3://, gs://, file:// URI"
-        ) from None
+        reason = shortened(str(error), 300)
+        rule = "name a folder or an s3://, gs://, abfs://, file:// URI"
+        raise InputError(f"{field_name}={shortened(root, 200)}: pyarrow cannot open it ({reason}): {rule}") from None
     return filesystem, str(base)
 
 

@@ -1,6 +1,8 @@
 """The files that a study reads: CSV and JSON files below data.root, files of encoder weights, and their hashes."""
 
 import hashlib
+from collections.abc import Iterator
+from typing import Any
 
 import pyarrow.fs as pafs
 
@@ -8,11 +10,39 @@ from chexseg_ray.config.methods import METHODS
 from chexseg_ray.config.schema import StudyConfig
 from chexseg_ray.config.upstream import NAMED_INITS
 from chexseg_ray.errors import InputError
-from chexseg_ray.store.filesystem import Source, open_filesystem, storage
+from chexseg_ray.store.filesystem import Source, open_filesystem, refuse_credentials, storage
 from chexseg_ray.study.graph import Study, study_graph
 from chexseg_ray.study.points import sweep_points
 
 SOURCE_FIELDS = ("weak_csv", "expert_csv", "expert_masks", "test_csv", "test_masks", "benchmark_masks")
+
+
+def refuse_credentials_in(config: StudyConfig) -> None:
+    """Refuse credentials in any URI of a config, before it is printed or written anywhere.
+
+    Args:
+        config: the study's config.
+
+    Raises:
+        InputError: a URI has a name, password or key in it; names the field.
+    """
+    named = config.model_dump(mode="json", exclude={"data": {"licence"}, "report": {"title"}})  # not where data lie
+    for field, text in _texts(named, ""):
+        refuse_credentials(text, field)
+
+
+def _texts(value: Any, field: str) -> Iterator[tuple[str, str]]:
+    """The texts in a JSON value, keys of mappings among them, each with the field that it lies in."""
+    if isinstance(value, str):
+        yield field, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            if "://" in name:
+                yield field, name
+            yield from _texts(inner, field if "://" in name else f"{field}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner, field)
 
 
 def open_source(config: StudyConfig) -> Source | None:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ ALLOWED: dict[str, set[str]] = {
 }
 RAY = {"cluster", "engine", "sweep"}
 MOST_LINES, MOST_FLOORS, MOST_FLAT = 400, 7, 4
+# torch.load and safetensors raise more than ten kinds of error for damaged files
+MAY_CATCH_EVERYTHING = ["pretraining/checkpoints.py: _load"]
 
 
 def names(path: Path) -> str:
@@ -86,13 +89,33 @@ def test_jobs_are_at_most_30_lines() -> None:
         assert len(job.read_text(encoding="utf-8").splitlines()) <= 30, job.name
 
 
-def test_no_broad_except_and_no_pickle() -> None:
-    for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def broad_excepts(path: Path) -> list[str]:
+    """The functions with a handler that catches everything: bare, or of Exception, alone or in a tuple."""
+    found = []
+    for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Module):
+            continue
+        for node in _own_nodes(function):
             if isinstance(node, ast.ExceptHandler):
-                assert node.type is not None, path
-                assert not (isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")), path
-            if isinstance(node, ast.ImportFrom) and node.module == "pickle":
-                assert [alias.name for alias in node.names] == ["UnpicklingError"], f"{path}: torch.load's error alone"
-            if isinstance(node, ast.Import):
-                assert not {alias.name for alias in node.names} & {"pickle", "dill", "cloudpickle"}, path
+                caught = {part.id for part in ast.walk(node.type) if isinstance(part, ast.Name)} if node.type else None
+                if caught is None or caught & {"Exception", "BaseException"}:
+                    found.append(f"{names(path)}: {getattr(function, 'name', 'the module')}")
+    return found
+
+
+def _own_nodes(function: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a function or module without those of the functions in it."""
+    for node in ast.iter_child_nodes(function):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+            yield from _own_nodes(node)
+
+
+def test_nothing_catches_every_error_except_at_the_listed_places() -> None:
+    assert [place for path in FILES for place in broad_excepts(path)] == MAY_CATCH_EVERYTHING
+
+
+def test_nothing_imports_pickle() -> None:
+    for path in FILES:
+        modules = {module.split(".")[0] for module in rooms.imported_modules(path)}
+        assert not modules & {"pickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal"}, path

@@ -129,7 +129,10 @@ def test_a_bad_value_is_refused_in_one_line(override: str, message: str) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        (
+            "a: !!python/object/apply:os.system ['true']",
+            "tags such as tag:yaml.org,2002:python/object/apply:os.system are not read",
+        ),
         (TEXT + "\nsweep: {}\n", "'sweep' is there twice"),
         (TEXT.replace("  trials: 2", "  trials: 2\n  trails: 3"), "did you mean 'trials'"),
         (TEXT.replace("  trials: 2\n", ""), "sweep.trials: missing"),
@@ -178,3 +181,68 @@ def test_a_free_mapping_takes_new_keys_and_finds_those_that_are_numbers() -> Non
         "sweep.weak_n=[8, 16]",
     ]
     assert parse_config(TEXT, rates).segmentation.learning_rate == {8: 5e-4, 16: 1e-3}
+
+
+def refusal(text: str = TEXT, *overrides: str) -> str:
+    """The message with which a config is refused, which must be one short line."""
+    with pytest.raises(InputError) as caught:
+        parse_config(text, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 700, len(message)
+    return message
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+HOSTILE = {
+    "a sequence in 2,000 sequences": ("[" * 2000, "nested too deeply"),
+    "a mapping in 2,000 mappings": ("{a: " * 2000, "nested too deeply"),
+    "a block in 200 blocks": ("- " * 200, "nested too deeply"),
+    "an explicit tag": ("!!timestamp x", "tags such as tag:yaml.org,2002:timestamp are not read"),
+    "an explicit tag of a sequence": ("!!set [x]", "tags such as tag:yaml.org,2002:set are not read"),
+    "aliases of aliases": (LAUGHS, "too many values"),
+    "an alias in its own value": ("&a [*a]", "an alias names no value that is complete"),
+    "a number of 5,000 digits": ("9" * 5000, "Exceeds the limit"),
+    "a key of 1,000 characters, twice": ("{" + f"{'x' * 1000}: 1, " * 2 + "}", "is there twice"),
+}
+
+
+@pytest.mark.parametrize(("value", "rule"), HOSTILE.values(), ids=HOSTILE)
+def test_yaml_that_nests_multiplies_or_names_types_is_one_short_line(value: str, rule: str) -> None:
+    assert rule in refusal(value)
+    assert rule in refusal(TEXT, f"report.title={value}")
+
+
+def test_an_anchor_and_its_alias_are_read() -> None:
+    assert parse_config(TEXT, ["segmentation.atrous_rates=[&rate 7, *rate, 9]"]).segmentation.atrous_rates == (7, 7, 9)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "sweep.trials=" + "x" * 20_000,
+        "sweep.trials=[" + "x, " * 5_000 + "]",
+        "sweep.trials=0x" + "f" * 10_000 + ".",
+        "compute.cams=0x" + "f" * 10_000,
+        "sweep.p=0x" + "f" * 10_000,
+        "sweep.p=" + "x" * 20_000,
+        "sweep." + "x" * 20_000 + "=1",
+        "x" * 20_000 + ".y=1",
+        "x." * 10_000 + "y=1",
+        "data.columns." + "x." * 5000 + "y=1",
+        "sweep={" + "x" * 20_000 + ": 1}",
+        "irnet.random_walk=" + "x" * 20_000,
+        "data.columns={" + "x" * 20_000 + ": y}",
+        "pretraining.normalisation={" + "x" * 20_000 + ": chexpert}",
+        "pretraining.imagenet_files={" + "x" * 20_000 + ": y}",
+        "data.pathologies=[" + "x" * 20_000 + "]",
+        "data.pathologies=[" + ", ".join(["x" * 10_000] * 2) + "]",
+        "sweep.trials." + "x" * 20_000 + "=1",
+        "\n\x1b[31m" * 10_000,
+    ],
+    ids=lambda override: override[:40].encode("unicode_escape").decode(),
+)
+def test_what_a_message_quotes_is_cut(override: str) -> None:
+    refusal(TEXT, override)

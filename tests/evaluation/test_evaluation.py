@@ -17,6 +17,7 @@ from chexseg_ray.evaluation.thresholds import (
     choose_cam_thresholds,
     choose_segmentation_thresholds,
     common_pathologies,
+    segmentation_grid,
 )
 
 
@@ -135,3 +136,14 @@ def test_an_undefined_interval_is_blank_with_a_reason_never_0(values: list[float
     assert math.isnan(interval.low)
     assert math.isnan(interval.high)
     assert interval.reason == reason
+
+
+def test_the_fine_grid_has_low_thresholds_in_place_of_the_papers_0() -> None:
+    paper, fine = segmentation_grid("paper"), segmentation_grid("fine")
+    np.testing.assert_array_equal(paper, SEGMENTATION_GRID)
+    assert paper[0] == 0
+    assert fine.dtype == paper.dtype == np.float32
+    assert fine[0] == np.float32(0.001)
+    assert (np.diff(fine) > 0).all()
+    assert set(paper[1:]) < set(fine)
+    assert fine[-1] < 1

@@ -13,13 +13,14 @@ from chexseg_ray.stages.counts import COUNTS
 from chexseg_ray.store.step import Record, Step
 from chexseg_ray.store.store import Store
 from chexseg_ray.study.graph import Study, study_graph
+from chexseg_ray.study.sources import encoder_files
 
 PATIENTS, IMAGES = 40, 60
 SOURCES = dict.fromkeys(("weak_csv", "expert_csv", "expert_masks", "test_csv", "test_masks", "benchmark_masks"), "0")
 
 
 def graph(config: StudyConfig) -> Study:
-    return study_graph(config, SOURCES if config.data.root else {})
+    return study_graph(config, SOURCES if config.data.root else {}, dict.fromkeys(encoder_files(config), "0"))
 
 
 def commit(
@@ -88,19 +89,22 @@ def fill(
     ids: int = 0,
     blank: tuple[str, int] = ("", -1),
     positive: tuple[str, int] = ("", 0),
+    zero: tuple[str, int] = ("", -1),
 ) -> Study:
     """Commit the segmentation and evaluation of all points but the first `skip`, and the reader's benchmark.
 
     `test_seed` seeds the predictions on the test set, `same` gives every point the same counts, and `ids` weak images
     have pseudo masks. No image shows the pathology `absent`. `blank` names a pathology and the trial that predicts
-    nothing of it. `positive` names a pathology and the number of patients that show it.
+    nothing of it. `positive` names a pathology and the number of patients that show it. `zero` names a pathology and
+    the trial whose threshold of it is 0.
     """
     study, opened, names = graph(config), Store.open(str(store)), list(config.data.pathologies)
     thresholds = {name: {"threshold": 0.5, "iou": None, "source": "default"} for name in names}
     for place, (point, evaluation) in list(enumerate(study.points))[skip:]:
         score = quality_of(point) + 0.01 * point.trial
+        at_zero = {zero[0]: thresholds[zero[0]] | {"threshold": 0.0}} if point.trial == zero[1] else {}
         metrics = {
-            "thresholds": thresholds,
+            "thresholds": thresholds | at_zero,
             "validation_miou": score,
             "history": [],
             "best_update": 1,

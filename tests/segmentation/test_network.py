@@ -33,7 +33,7 @@ def test_any_architecture_and_encoder_of_smp_gives_a_map_a_pathology(architectur
     [
         ("unet", "timm-regnetx_002", 64, "write tu-regnetx_002"),
         ("unett", "resnet18", 64, "smp has no architecture 'unett', only unet"),
-        ("unet", "resnet81", 64, "smp builds no unet on 'resnet81'"),
+        ("unet", "resnet81", 64, "'resnet81' is neither an encoder of smp"),
         ("dpt", "tu-vit_tiny_patch16_224", 64, "takes no images of 64 px"),
     ],
 )

@@ -1,6 +1,7 @@
 """jobs/predict.py and jobs/export.py with folders, names, cards and runs that are not as they should be."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -17,11 +18,12 @@ from PIL import Image
 
 from chexseg_ray.command import Parser, guarded
 from chexseg_ray.config.resources import ActorCompute
-from chexseg_ray.engine.training_state import to_safetensors
+from chexseg_ray.engine.training_state import from_safetensors, to_safetensors
 from chexseg_ray.errors import InputError
 from chexseg_ray.predict.card import FORMAT, ExportedModel, open_model, read_model, write_model
 from chexseg_ray.predict.export import open_export
 from chexseg_ray.predict.files import PARTS, FileActor, predict_files
+from chexseg_ray.predict.job import export as export_job
 from chexseg_ray.predict.job import predict as predict_job
 from chexseg_ray.predict.listing import MADE, list_images
 from chexseg_ray.predict.output import open_output
@@ -282,6 +284,14 @@ def test_a_command_lines_words_and_a_poor_terminal_end_in_one_line(monkeypatch: 
         {"pathologies": "ab"},
         {"thresholds": {"a": 0.5, "b": 0.5}},
         {"record": ...},
+        {"record": 5},
+        {"pathologies": ["Edema", "\ud800"]},
+        {"pathologies": ["Edema", "two\nlines"]},
+        {"pathologies": ["Edema", "x" * 1000]},
+        {"trained_on": FACTS | {"expert_masks": 10**4000}},
+        {"trained_on": FACTS | {"pseudo_mask_method": {}}},
+        {"trained_on": FACTS | {"licence": ["x"]}},
+        *({"smp": NETWORK | {"encoder_name": name}} for name in ("tu-local-dir:..", "tu-HF_HUB:a/b", "tu-hf-hub:a/b")),
     ],
 )
 def test_a_card_made_by_hand_is_refused_in_a_line(change: dict[str, Any], model: ExportedModel, tmp_path: Path) -> None:
@@ -299,3 +309,28 @@ def test_a_card_whose_network_takes_no_such_image_is_refused_in_a_line(
 ) -> None:
     with pytest.raises(InputError, match="do not go together"):
         open_model(ExportedModel(model.card | change, model.weights))
+
+
+@pytest.mark.parametrize("thresholds", [[0.0, 0.5], [-0.0, 0.5], [0.0, 0.0]])
+def test_a_model_whose_masks_are_the_whole_image_is_refused_by_both_jobs(
+    thresholds: list[float], model: ExportedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = {"thresholds": thresholds, "sha256": hashlib.sha256(model.weights).hexdigest()}
+    write_model(ExportedModel(model.card | facts, model.weights), Store.open(f"{tmp_path}/model"))
+    draw(tmp_path / "x.png")
+    names = "Edema" if thresholds[1] else "Edema, =Opacity"
+    rule = f"{tmp_path}/model: the threshold of {names} is 0, which makes a mask of the whole image"
+    for job, words in ((predict_job, [f"{tmp_path}/x.png"]), (export_job, [])):
+        assert job([f"{tmp_path}/model", *words, "--out", f"{tmp_path}/out"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {rule}: train with segmentation.threshold_grid=fine")
+        assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_type_than_the_networks_are_refused(model: ExportedModel) -> None:
+    tensors, _ = from_safetensors(model.weights)
+    name = "encoder.conv1.weight"
+    bent = to_safetensors(tensors | {name: tensors[name].long()})
+    with pytest.raises(InputError, match=r"do not go together \(encoder.conv1.weight is of torch.int64, expected"):
+        open_model(ExportedModel(model.card, bent))
