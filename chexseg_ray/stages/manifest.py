@@ -11,7 +11,6 @@ OUTPUT  manifest.parquet {cxr_id, patient_id, path, view, height, width, labels 
 FAN-OUT one row an image; in the driver, before Ray starts
 """
 
-import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,9 +23,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from chexseg_ray.data.chexpert import refuse_shared_patients
-from chexseg_ray.data.images import header_size
+from chexseg_ray.data.dicom import DICOM_SUFFIXES, is_dicom, require_pydicom
 from chexseg_ray.data.masks import is_empty
 from chexseg_ray.data.splits import split_by_patient
+from chexseg_ray.data.xrays import xray_size
 from chexseg_ray.engine.execution import Made, Task
 from chexseg_ray.engine.source_tables import Masks, SourceTables
 from chexseg_ray.engine.tables import manifest_schema
@@ -99,11 +99,15 @@ def select_rows(
         (empty for the weak split).
 
     Raises:
-        InputError: a file has a fault, files contradict each other, or no image is left.
+        InputError: a file has a fault, files contradict each other, no image is left, or there are DICOM files and
+            pydicom is not installed.
     """
     csv_name, masks_name = split_files(settings.split, files)
     table = tables.csv(source, csv_name, settings.pathologies, settings.columns)
     _refuse_outside(source, csv_name, table["path"])
+    dicom = next((path for path in table["path"] if path.lower().endswith(DICOM_SUFFIXES)), None)
+    if dicom:
+        require_pydicom(f"{csv_name}: {dicom}")
     in_view = table["view"].isin(settings.views)
     masks: Masks = {}
     if masks_name is None:
@@ -242,12 +246,15 @@ def _size_in_header(source: Source, where: str) -> tuple[int, int] | None:
 
     Raises:
         FileNotFoundError: there is no such file.
+        InputError: it is a DICOM file and pydicom is not installed.
     """
     with storage("read", f"{source.base}/{where}"), source.open(where) as stream:
         head = stream.read(_HEADER_BYTES)
-        size = header_size(io.BytesIO(head))
+        if is_dicom(head):
+            require_pydicom(where)
+        size = xray_size(head)
         if size is None and len(head) == _HEADER_BYTES:
-            size = header_size(io.BytesIO(head + stream.read()))
+            size = xray_size(head + stream.read())
     return size
 
 
