@@ -160,7 +160,7 @@ def read_mask_json(
     names = {name: (*(columns or {}).get(name, ()), *names_of(name)) for name in pathologies}
     refuse_other_names(raw, names, columns or {}, source)
     masks = {
-        cxr_id: {name: _mask(entry, name, names[name], cxr_id, source) for name in pathologies}
+        cxr_id: {name: _mask(entry, name, names, cxr_id, source) for name in pathologies}
         for cxr_id, entry in raw.items()
     }
     for cxr_id, image_masks in masks.items():
@@ -188,15 +188,18 @@ def _drawn(
             yield rle.height, rle.width, next((entry[name] for name in names[pathology] if name in entry), [])
 
 
-def _mask(entry: Mapping[str, object], pathology: str, names: Sequence[str], cxr_id: str, source: str) -> Rle:
+def _mask(
+    entry: Mapping[str, object], pathology: str, names: Mapping[str, Sequence[str]], cxr_id: str, source: str
+) -> Rle:
     """Read a pathology's mask from an image's entry, under the first of its names that the entry has."""
-    name = next((candidate for candidate in names if candidate in entry), None)
+    name = next((candidate for candidate in names[pathology] if candidate in entry), None)
     where = f"{source}: {cxr_id!r}, {pathology}"
     try:
         if SIZE in entry:
             return _from_polygons(entry[SIZE], entry[name] if name else [])
         if name is None:
-            meant = similar_name(pathology, entry)
+            served = {option for options in names.values() for option in options}
+            meant = similar_name(pathology, (key for key in entry if key not in served))
             hint = f"did you mean {meant[:80]!r}?" if meant else "an empty mask is written as a run of zeros"
             raise ValueError(f"is missing ({hint})")
         return _from_rle(entry[name])

@@ -71,7 +71,7 @@ def _modalities(given: Sequence[str]) -> tuple[str, ...]:
     for code in codes:
         if not re.fullmatch(MODALITY, code):
             rule = "is no code of a DICOM Modality, such as OT or MG, nor 'FOR PROCESSING'"
-            raise InputError(f"--allow-modality {code!r}: {rule}: correct it")
+            raise InputError(f"--allow-modality {code[:40]!r}: {rule}: correct it")
     return tuple(codes)
 
 

@@ -120,19 +120,19 @@ def _write(store: Store, groups: Iterator[Mapping[str, Any]]) -> tuple[int, int]
             files = {name: stack.enter_context(TemporaryFile(dir=folder)) for name in names}
             writers = {name: _csv_writer(files[name], columns) for name, columns in _COLUMNS.items()}
         for group in groups:
-            areas, rejects = group["areas"], group["rejects"]
+            areas, rejects, about = group["areas"], group["rejects"], group.get("notes", [])
             with storage("written", store.path("")):
                 for cxr_id, entry in group["entries"].items():
                     text = f"{',' if num_done else '{'}{json.dumps(cxr_id)}:{json.dumps(entry, separators=(',', ':'))}"
                     files[_ENTRIES].write(text.encode())
                     num_done += 1
-                for name, rows in ((_AREAS, areas), (_REJECTS, rejects), (_NOTES, group["notes"])):
+                for name, rows in ((_AREAS, areas), (_REJECTS, rejects), (_NOTES, about)):
                     writers[name].writerows(map(_safe_row, rows))
             printed = rejects[: max(0, _MAX_PRINTED - num_rejected)]
             lines += [f"rejected: {row['file']}: {row['reason']}" for row in printed]
             is_other |= any(row["reason"] == "modality" for row in rejects)
             num_rejected += len(rejects)
-            notes += group["notes"]
+            notes += about
             if num_done <= _MAX_SUMMARISED:
                 summaries += _summary(areas)
         files[_ENTRIES].write(b"}" if num_done else b"{}")
