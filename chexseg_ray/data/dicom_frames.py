@@ -12,6 +12,7 @@ _LONGEST_RUN = 128  # bytes; an encoder may end an RLE segment with a run beyond
 # JPEG: markers of frame headers (also of JPEG-LS), of the start of a scan, and those without a length
 _FRAME_HEADERS = (*(code for code in range(0xC0, 0xD0) if code not in (0xC4, 0xC8, 0xCC)), 0xF7)
 _START_OF_SCAN, _ALONE = 0xDA, (0x01, *range(0xD0, 0xD9))
+_JP2 = b"\x00\x00\x00\x0cjP  "  # the first box of a file that holds a codestream
 _JPEG_2000 = b"\xff\x4f\xff\x51"  # the start of a codestream: SOC and SIZ
 
 
@@ -24,7 +25,8 @@ def refuse_inflating(dataset: Any, max_pixels: int) -> None:
 
     Raises:
         ImageError: `too_large`, a frame's own header names more than `max_pixels` pixels; `undecodable`, it names more
-            than Rows x Columns, or RLE segments hold more than that.
+            than Rows x Columns, RLE segments hold more than that, or a JP2 frame has no end; `multiframe`, there is a
+            second frame.
         ValueError: the pixels are not stored in frames.
     """
     syntax = str(dataset.file_meta.TransferSyntaxUID)
@@ -33,7 +35,12 @@ def refuse_inflating(dataset: Any, max_pixels: int) -> None:
     from pydicom.encaps import generate_frames
 
     size = int(dataset.Rows) * int(dataset.Columns)
-    frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
+    tables = [dataset.get(name) for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
+    extended = (tables[0], tables[1]) if all(tables) else None
+    frames = generate_frames(dataset.PixelData, number_of_frames=1, extended_offsets=extended)
+    frame = next(frames, b"")
+    if next(frames, None) is not None:  # pydicom would decode all of them
+        raise ImageError("multiframe")
     if syntax == _RLE:
         if any(_inflated_bytes(segment, size + _LONGEST_RUN) > size + _LONGEST_RUN for segment in _segments(frame)):
             raise ImageError("undecodable")
@@ -43,6 +50,28 @@ def refuse_inflating(dataset: Any, max_pixels: int) -> None:
         raise ImageError("too_large")
     if largest > size:
         raise ImageError("undecodable")
+
+
+def _codestream(frame: bytes) -> int:
+    """Find the JPEG 2000 codestream of a frame, which begins with it, or has it in a box of a JP2 file.
+
+    Returns:
+        The place of its first byte; the frame's length or more where there is none.
+
+    Raises:
+        ImageError: a box is shorter than its own head; pydicom would look for the next one for ever.
+    """
+    if frame.startswith(_JPEG_2000):
+        return 0
+    at = 12 if frame.startswith(_JP2) else len(frame)
+    while at < len(frame):
+        length, kind = int.from_bytes(frame[at : at + 4], "big"), frame[at + 4 : at + 8]
+        if kind == b"jp2c":
+            return at + (16 if length == 1 else 8)  # after 1, 8 more bytes have the length
+        if length < 8:
+            raise ImageError("undecodable")
+        at += length
+    return at
 
 
 def _segments(frame: bytes) -> Iterator[bytes]:
@@ -69,8 +98,8 @@ def _inflated_bytes(segment: bytes, most: int) -> int:
 
 def _pixels_in_headers(frame: bytes) -> Iterator[int]:
     """Yield height x width of each header in a JPEG, JPEG-LS or JPEG 2000 frame; nothing for other bytes."""
-    at = frame.find(_JPEG_2000, 0, 4096)
-    if at >= 0 and len(frame) >= at + 24:
+    at = _codestream(frame)
+    if len(frame) >= at + 24:
         right, bottom, left, top = struct.unpack(">4L", frame[at + 8 : at + 24])
         yield max(0, right - left) * max(0, bottom - top)
     at = 2 if frame.startswith(b"\xff\xd8") else -1

@@ -5,9 +5,11 @@ import struct
 import tracemalloc
 
 import numpy as np
+import pydicom
 import pytest
 from data.dicom_files import compressed, pixels
 from PIL import Image
+from pydicom.encaps import encapsulate
 
 from chexseg_ray.data.dicom import dicom_size
 from chexseg_ray.data.images import ImageError
@@ -101,7 +103,39 @@ def test_a_jpeg_2000_larger_than_its_header_is_refused(grey: np.ndarray) -> None
     frame = encoded(grey, "JPEG2000")
     at = frame.index(b"\xff\x4f\xff\x51") + 8
     bad = frame[:at] + struct.pack(">LL", 50_000, 50_000) + frame[at + 8 :]
-    with pytest.raises(ImageError, match="too_large"):
+    decoy = struct.pack(">L", 8 + 5000) + b"free" + frame[at - 8 :][:5000].ljust(5000, b"\0")
+    for large in (bad, bad[at - 8 :], bad[:12] + decoy + bad[12:]):
+        with pytest.raises(ImageError, match="too_large"):
+            pixels(compressed(large, JPEG_2000, grey.shape))
+    assert pixels(compressed(frame[at - 8 :], JPEG_2000, grey.shape)).shape == grey.shape
+
+
+@pytest.mark.usefixtures("undecoded")
+@pytest.mark.parametrize("extended", [False, True])
+def test_a_second_frame_beside_a_header_of_one_is_not_decoded(extended: bool, grey: np.ndarray) -> None:
+    frame = encoded(grey, "JPEG")
+    frame += bytes(len(frame) % 2)
+    dataset = pydicom.dcmread(io.BytesIO(compressed(frame, JPEG, grey.shape)))
+    if extended:
+        bomb = with_size(frame, 65000, 65000)
+        dataset.PixelData = encapsulate([frame, bomb], has_bot=False)
+        dataset.ExtendedOffsetTable = struct.pack("<Q", 8 + len(frame))
+        dataset.ExtendedOffsetTableLengths = struct.pack("<Q", len(bomb))
+    else:
+        dataset.PixelData = encapsulate([frame] * 3)
+    stream = io.BytesIO()
+    pydicom.dcmwrite(stream, dataset)
+    with pytest.raises(ImageError, match="too_large" if extended else "multiframe"):
+        pixels(stream.getvalue())
+
+
+@pytest.mark.usefixtures("undecoded")
+@pytest.mark.parametrize("length", [0, 1, 7])
+def test_a_jp2_box_without_length_is_refused_before_pydicom_looks_for_its_end(length: int, grey: np.ndarray) -> None:
+    frame = encoded(grey, "JPEG2000")
+    assert frame.startswith(b"\0\0\0\x0cjP  ")
+    bad = frame[:12] + length.to_bytes(4, "big") + frame[16:]
+    with pytest.raises(ImageError, match="undecodable"):
         pixels(compressed(bad, JPEG_2000, grey.shape))
 
 
