@@ -56,6 +56,8 @@ def test_what_fits_is_decoded(grey: np.ndarray) -> None:
     for kind, syntax in (("JPEG", JPEG), ("JPEG2000", JPEG_2000)):
         found = pixels(compressed(encoded(grey, kind), syntax, grey.shape))
         assert found.shape == grey.shape
+    codestream = encoded(grey, "JPEG2000").partition(b"jp2c")[2]
+    assert np.array_equal(pixels(compressed(codestream, JPEG_2000, grey.shape)), grey)
 
 
 @pytest.mark.usefixtures("undecoded")
@@ -107,7 +109,6 @@ def test_a_jpeg_2000_larger_than_its_header_is_refused(grey: np.ndarray) -> None
     for large in (bad, bad[at - 8 :], bad[:12] + decoy + bad[12:]):
         with pytest.raises(ImageError, match="too_large"):
             pixels(compressed(large, JPEG_2000, grey.shape))
-    assert pixels(compressed(frame[at - 8 :], JPEG_2000, grey.shape)).shape == grey.shape
 
 
 @pytest.mark.usefixtures("undecoded")
