@@ -13,7 +13,7 @@ from chexseg_ray.data.images import FEW_GREYS, ImageError, has_few_greys
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
-_OTHER_BITS = "its VOI LUT has another number of bits than it says, so its own largest entry is taken for white's"
+_OTHER_BITS = "its VOI LUT has another number of bits than it says; that of its largest entry is taken"
 _OWN_RANGE = f"its window or VOI LUT leaves {FEW_GREYS}, so the pixels' own range is shown"
 
 
