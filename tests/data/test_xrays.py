@@ -67,7 +67,10 @@ def test_the_size_of_each_format_is_in_its_header(deep: np.ndarray) -> None:
 
 
 def test_warnings_and_log_messages_become_notes_and_nothing_is_printed(
-    deep: np.ndarray, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    deep: np.ndarray,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def noisy(_: bytes, __: int) -> np.ndarray:
         warnings.warn("a tag is odd\n" + "x" * 1000, stacklevel=1)
@@ -84,6 +87,7 @@ def test_warnings_and_log_messages_become_notes_and_nothing_is_printed(
     assert max(map(len, notes)) < 200
     assert not any("\n" in note for note in notes)
     assert capfd.readouterr() == ("", "")
+    assert caplog.records == [], "a handler of the root gets none"
     assert handlers == [logging.getLogger(name).handlers[:] for name in ("pydicom", "PIL")]
 
 
