@@ -199,7 +199,7 @@ def test_out_takes_both_forms(form: list[str], monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("chexseg_ray.predict.predict.run_predict", lambda *arguments: seen.append(arguments) or 0)
     assert predict_job.predict(["model", *form, "a.png", "store.root=s", "k=v.png", "--", "-b.png"]) == 0
     images = ("a.png", "k=v.png", "-b.png")
-    assert seen == [("somewhere",), (("model", ["store.root=s"]), images, "somewhere")]
+    assert seen == [("somewhere",), (("model", ["store.root=s"]), images, "somewhere", ())]
 
 
 def test_a_missing_model_and_an_empty_name_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

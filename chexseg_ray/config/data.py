@@ -4,7 +4,18 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from chexseg_ray.config.fields import Count, Fraction, Names, OneOrMore, Positive, Section, Seed, list_of, unique
+from chexseg_ray.config.fields import (
+    Count,
+    Fraction,
+    Modality,
+    Names,
+    OneOrMore,
+    Positive,
+    Section,
+    Seed,
+    list_of,
+    unique,
+)
 from chexseg_ray.errors import quoted
 
 
@@ -66,6 +77,8 @@ class DataConfig(Section):
     """The share of a split's images that may be unusable before the study stops; changes no address."""
     allow_expert_rejects: bool
     """Whether any expert, validation or test image may be unusable; changes no address."""
+    allow_modalities: Annotated[tuple[Modality, ...], Field(strict=False)] = ()
+    """Modalities of DICOM files that are used beside CR, DX, RF and XA, such as OT; FOR PROCESSING for raw data."""
     phantom: PhantomConfig | None
     """The phantoms to draw; null where `root` names the data."""
 
@@ -106,6 +119,11 @@ class DataConfig(Section):
     @classmethod
     def _column_names(cls, value: dict[str, str | tuple[str, ...]]) -> dict[str, str | tuple[str, ...]]:
         return {name: names if isinstance(names, str) else unique(names) for name, names in value.items()}
+
+    @field_validator("allow_modalities")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(unique(value))) if value else value
 
     @property
     def names_in_files(self) -> dict[str, list[str]]:

@@ -58,6 +58,8 @@ def for_weak_n(value: Number | Mapping[int, Number], weak_n: int) -> Number:
     return value[weak_n] if weak_n else value[min(value)]
 
 
+MODALITY = r"FOR PROCESSING|[A-Z][A-Z0-9]{1,15}"  # what a DICOM file may be called, or its raw data
+
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0)]
@@ -70,6 +72,7 @@ BatchSize = Annotated[int, Field(ge=2)]
 Name = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False), AfterValidator(unique)]
 OneOrMore = Name | Names
+Modality = Annotated[str, Field(pattern=f"^({MODALITY})$")]
 Split = Literal["weak", "expert_train", "validation"]
 Splits = Annotated[tuple[Split, ...], Field(strict=False), AfterValidator(unique)]
 Normalisation = Literal["imagenet", "inception", "chexpert"]

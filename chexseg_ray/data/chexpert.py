@@ -37,6 +37,7 @@ COLUMNS = (
 _LABEL_VALUES = {"": np.nan, "1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "-1.0": -1.0}
 _FROM_SPLIT_ON = re.compile(r"(?:^|/)((?:train|valid|val|test)/(.+))$")
 _CONTROL_CHARACTER_OR_DRIVE = re.compile(r"[\x00-\x1f]|^\w+:")
+_VIEW_IN_PATH = re.compile(r"(?i)(?<![a-z])(frontal|lateral)(?![a-z])")
 _SUFFIX = re.compile(r"\.\w+$")
 
 
@@ -56,7 +57,8 @@ def read_csv(
     Returns:
         One row per image, in file order: `path` (relative to the CSV's folder; in CheXpert's layout it starts at
         train/, valid/, val/ or test/, so that every release's prefix works), `cxr_id`, `patient_id`, `view` (frontal |
-        lateral) and one float column per pathology with 1, 0, -1 (uncertain) or NaN (blank).
+        lateral), `view_is_known` (False where neither a column nor the path tells it; `view` is then frontal) and one
+        float column per pathology with 1, 0, -1 (uncertain) or NaN (blank).
 
     Raises:
         InputError: the file breaks a rule; the message names the column or row and the rule.
@@ -79,7 +81,8 @@ def read_csv(
     else:
         out = _identities(paths, source)
     _refuse_duplicates(out, source)
-    out["view"] = _views(table, out["cxr_id"], names["Frontal/Lateral"], source)
+    views = _views(table, out["path"], names["Frontal/Lateral"], source)
+    out["view"], out["view_is_known"] = [view or "frontal" for view in views], [view is not None for view in views]
     for pathology in pathologies:
         options = (names[pathology],) if pathology in names else names_of(pathology)
         out[pathology] = _labels(table, pathology, options, source)
@@ -194,10 +197,15 @@ def _refuse_duplicates(identities: pd.DataFrame, source: str) -> None:
     raise InputError(f"{source}: {both} give the same cxr_id {ids.iloc[row]!r}: rename one file or remove one row")
 
 
-def _views(table: pd.DataFrame, ids: pd.Series, column: str, source: str) -> list[str]:
-    """Read the view of every row (frontal | lateral) from its column, or from the cxr_id where the column is absent."""
+def _views(table: pd.DataFrame, paths: pd.Series, column: str, source: str) -> Sequence[str | None]:
+    """Read the view of every row (frontal | lateral) from its column, or from the path where the column is absent.
+
+    Returns:
+        frontal | lateral of each row; None where there is no column and the path does not tell.
+    """
     if column not in table.columns:  # CheXlocalize's test_labels.csv has the view in the file name only
-        return ["lateral" if cxr_id.endswith("lateral") else "frontal" for cxr_id in ids]
+        found = [_VIEW_IN_PATH.findall(path) for path in paths]
+        return [words[-1].lower() if words else None for words in found]
     views = [view.strip().lower() for view in table[column]]
     for row, view in enumerate(views, start=2):
         if view not in ("frontal", "lateral"):

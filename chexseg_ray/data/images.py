@@ -14,6 +14,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 MAX_PIXELS = 100_000_000  # the largest CheXpert image has 12 million
+FEW_GREYS = "hardly any grey values"  # the note of an image that `has_few_greys`
+_FEW = 16  # of 255, from the 1st to the 99th percentile: 12-bit values in a 16-bit file span 15.9, rounded 16
 # what decoders raise on bytes that break their format's standard
 DAMAGE = (
     AttributeError,
@@ -52,6 +54,33 @@ class ImageError(ValueError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """An X-ray as 8-bit grey.
+
+    Args:
+        grey: uint8 [height, width].
+        notes: what a user should know about the image, a sentence each; the part before a colon names its kind.
+    """
+
+    grey: npt.NDArray[np.uint8]
+    notes: tuple[str, ...] = ()
+
+
+def has_few_greys(grey: npt.NDArray[np.uint8]) -> bool:
+    """Return whether an image is nearly of one grey, as 12-bit values in a 16-bit file are.
+
+    Args:
+        grey: uint8 [h, w], with at least one pixel.
+
+    Returns:
+        Whether the 1st and the 99th percentile are at most 16 of 255 apart.
+    """
+    below = np.cumsum(Image.fromarray(grey).histogram())
+    low, high = np.searchsorted(below, [0.01 * grey.size, 0.99 * grey.size])
+    return bool(high - low <= _FEW)
 
 
 def decode_grey(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:

@@ -1,14 +1,22 @@
 """Read and write masks as CheXlocalize stores them: COCO run-length encoding, written bit-identically, and polygons."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from chexseg_ray.data.images import MAX_PIXELS
+from chexseg_ray.data.mask_checks import (
+    SIZE,
+    check_contours,
+    refuse_other_names,
+    refuse_other_units,
+    similar_name,
+)
 from chexseg_ray.data.pathologies import names_of
 from chexseg_ray.errors import InputError
 
@@ -40,6 +48,11 @@ def encode_rle(mask: npt.NDArray[np.bool_]) -> str:
     runs = np.diff(edges).tolist()
     if flat.size and flat[0]:
         runs.insert(0, 0)
+    return _encode_runs(runs)
+
+
+def _encode_runs(runs: Sequence[int]) -> str:
+    """Encode run lengths, the first one of zeros."""
     text = bytearray()
     for i, run in enumerate(runs):
         value = run - runs[i - 2] if i > 2 else run
@@ -131,10 +144,11 @@ def read_mask_json(
         columns: another data set's names for pathologies, as in its CSV; the file may use either name.
 
     Returns:
-        {cxr_id: {pathology: Rle}} with every pathology asked for; runs and sizes are checked.
+        {cxr_id: {pathology: Rle}} with every pathology asked for; runs, sizes, names and units are checked.
 
     Raises:
-        InputError: the file breaks a rule; the message names the id, the pathology and the rule.
+        InputError: the file breaks a rule, or has a name or points that hardly are meant so (data.mask_checks); the
+            message names the id, the pathology and the rule.
     """
     remedy = "give CheXlocalize's segmentation or annotation file"
     try:
@@ -144,8 +158,9 @@ def read_mask_json(
     if not isinstance(raw, dict) or not all(isinstance(entry, dict) for entry in raw.values()):
         raise InputError(f"{source}: not {{cxr_id: {{pathology: mask}}}}: {remedy}")
     names = {name: (*(columns or {}).get(name, ()), *names_of(name)) for name in pathologies}
+    refuse_other_names(raw, names, columns or {}, source)
     masks = {
-        cxr_id: {name: _mask(entry, name, names[name], cxr_id, source) for name in pathologies}
+        cxr_id: {name: _mask(entry, name, names, cxr_id, source) for name in pathologies}
         for cxr_id, entry in raw.items()
     }
     for cxr_id, image_masks in masks.items():
@@ -156,18 +171,37 @@ def read_mask_json(
                     f"{source}: {cxr_id!r}, {name}: size {rle.height} x {rle.width} is not that of its other masks "
                     f"({first.height} x {first.width}): correct the file"
                 )
+    try:
+        refuse_other_units(_drawn(raw, masks, names))
+    except ValueError as error:
+        raise InputError(f"{source}: {error}") from None
     return masks
 
 
-def _mask(entry: Mapping[str, object], pathology: str, names: Sequence[str], cxr_id: str, source: str) -> Rle:
+def _drawn(
+    raw: Mapping[str, Mapping[str, Any]], masks: Mapping[str, Mapping[str, Rle]], names: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[int, int, Any]]:
+    """Yield height, width and contours of each checked polygon mask."""
+    for cxr_id, image_masks in masks.items():
+        entry = raw[cxr_id]
+        for pathology, rle in image_masks.items() if SIZE in entry else ():
+            yield rle.height, rle.width, next((entry[name] for name in names[pathology] if name in entry), [])
+
+
+def _mask(
+    entry: Mapping[str, object], pathology: str, names: Mapping[str, Sequence[str]], cxr_id: str, source: str
+) -> Rle:
     """Read a pathology's mask from an image's entry, under the first of its names that the entry has."""
-    name = next((candidate for candidate in names if candidate in entry), None)
+    name = next((candidate for candidate in names[pathology] if candidate in entry), None)
     where = f"{source}: {cxr_id!r}, {pathology}"
     try:
-        if "img_size" in entry:
-            return _from_polygons(entry["img_size"], entry[name] if name else [])
+        if SIZE in entry:
+            return _from_polygons(entry[SIZE], entry[name] if name else [])
         if name is None:
-            raise ValueError("is missing (an empty mask is written as a run of zeros)")
+            served = {option for options in names.values() for option in options}
+            meant = similar_name(pathology, (key for key in entry if key not in served))
+            hint = f"did you mean {meant[:80]!r}?" if meant else "an empty mask is written as a run of zeros"
+            raise ValueError(f"is missing ({hint})")
         return _from_rle(entry[name])
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{where}: {error}: correct the file") from None
@@ -183,7 +217,7 @@ def _size(value: object) -> tuple[int, int]:
 
 
 def _from_polygons(size: object, contours: object) -> Rle:
-    """Check a polygon entry and rasterise it."""
+    """Check a polygon entry and rasterise it; without contours nothing of the image's size is allocated."""
     height, width = _size(size)
     if not isinstance(contours, list):
         raise ValueError("contours are not a list")
@@ -191,6 +225,9 @@ def _from_polygons(size: object, contours: object) -> Rle:
         for point in contour:
             if not (isinstance(point, list) and len(point) == 2 and all(_is_coordinate(number) for number in point)):
                 raise ValueError(f"a contour has the point {point!r}, not [x, y] in pixels")
+    if not contours:
+        return Rle(height, width, _encode_runs([height * width]))
+    check_contours(contours, height, width)
     return Rle(height, width, encode_rle(rasterise(contours, height, width)))
 
 
@@ -241,10 +278,19 @@ def exchange_json(entries: Mapping[str, Mapping[str, Mapping[str, object]]]) -> 
     return json.dumps(entries, separators=(",", ":"))
 
 
+def area_share(rle: Rle) -> float:
+    """Return the share of its image that the mask `rle` covers, in [0, 1].
+
+    Raises:
+        ValueError: its counts are not a COCO run-length string.
+    """
+    return sum(decode_runs(rle.counts)[1::2]) / (rle.height * rle.width)
+
+
 def is_empty(rle: Rle) -> bool:
     """Return whether the mask `rle` has no pixel set.
 
     Raises:
         ValueError: its counts are not a COCO run-length string.
     """
-    return sum(decode_runs(rle.counts)[1::2]) == 0
+    return area_share(rle) == 0

@@ -2,8 +2,8 @@
 
 INPUT   files {cxr_id, place, path, shown, stamp, fault}: PNG, JPEG or DICOM, on any file system of pyarrow
 OUTPUT  overlays/{cxr_id}.png; of each group entries of CheXlocalize's exchange format, areas {cxr_id, file, height,
-        width, pathology, probability, threshold, pixels, share} and rejects {cxr_id, file, reason}; with many files
-        also .chexseg_ray_parts/{hash}.json, one per group, until all are done
+        width, pathology, probability, threshold, pixels, share}, rejects {cxr_id, file, reason} and notes {cxr_id,
+        file, note}; with many files also .chexseg_ray_parts/{hash}.json, one per group, until all are done
 FAN-OUT one result per group of files; a plain loop for few files, actors that each hold the network for many
 """
 
@@ -14,16 +14,14 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import astuple
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow.fs as pafs
 import torch
 
 from chexseg_ray.config.resources import ActorCompute
-from chexseg_ray.data.dicom import decode_dicom, is_dicom
-from chexseg_ray.data.images import ImageError, decode_grey
+from chexseg_ray.data.images import Decoded, ImageError
 from chexseg_ray.data.masks import exchange_entry
 from chexseg_ray.data.overlays import overlay_png
+from chexseg_ray.data.xrays import decode_xray
 from chexseg_ray.engine.grouped import Row, group_slices, run_actors
 from chexseg_ray.predict.card import NOTICE, ExportedModel, open_model
 from chexseg_ray.segmentation.inference import BATCH, Segmented
@@ -37,7 +35,12 @@ MOST_PIXELS = 40_000_000  # of an X-ray: ten masks at full size and their overla
 
 
 def predict_files(
-    model: ExportedModel, x_rays: Any, out: Store, resources: ActorCompute, start_ray: Callable[[], None]
+    model: ExportedModel,
+    x_rays: Any,
+    out: Store,
+    resources: ActorCompute,
+    start_ray: Callable[[], None],
+    allowed: Sequence[str] = (),
 ) -> Iterator[Row]:
     """Predict files and draw their overlays into `out`.
 
@@ -48,9 +51,11 @@ def predict_files(
             deleted, since their overlays would not fit.
         resources: of the actors, with many files.
         start_ray: called before the first actor starts.
+        allowed: modalities of DICOM files that are predicted too (data.dicom.decode_dicom).
 
     Returns:
-        {entries: {cxr_id: exchange entry}, areas: [...], rejects: [...]} of each group of files, in their order.
+        {entries: {cxr_id: exchange entry}, areas: [...], rejects: [...], notes: [...]} of each group of files, in their
+        order.
 
     Raises:
         InputError: the weights do not fit the card (open_model).
@@ -59,19 +64,19 @@ def predict_files(
     groups: list[Row] = [{"files": files[rows]} for rows in group_slices(len(files), BATCH)]
     if len(files) < MANY:
         drop_parts(out)
-        actor = FileActor(model, x_rays.filesystems, out, torch.get_num_threads())
+        actor = FileActor(model, x_rays.filesystems, out, torch.get_num_threads(), allowed)
         return (actor(group, []) for group in groups)
     model_name = hashlib.sha256(
         json.dumps(model.card, sort_keys=True).encode() + hashlib.sha256(model.weights).digest()
     ).hexdigest()
     for group in groups:
-        name = hashlib.sha256((model_name + json.dumps(group["files"])).encode()).hexdigest()[:24]
+        name = hashlib.sha256((model_name + json.dumps([group["files"], sorted(allowed)])).encode()).hexdigest()[:24]
         group["part"] = f"{PARTS}/{name}.json"
     drop_parts(out, keep={group["part"] for group in groups})
     missing = _missing(out, groups)
     if missing:
         start_ray()
-        arguments = (model, x_rays.filesystems, out, resources.threads)
+        arguments = (model, x_rays.filesystems, out, resources.threads, tuple(allowed))
         cpus = resources.num_cpus
         run_actors(
             "predict", ": groups of files predicted", missing, _no_files_to_read, FileActor, arguments, resources, cpus
@@ -121,14 +126,23 @@ class FileActor:
         filesystems: of pyarrow, by number.
         out: gets the overlays and the groups' parts.
         threads: of torch.
+        allowed: modalities of DICOM files that are predicted too.
 
     Raises:
         InputError: the weights do not fit the card (open_model).
     """
 
-    def __init__(self, model: ExportedModel, filesystems: Sequence[pafs.FileSystem], out: Store, threads: int) -> None:
+    def __init__(
+        self,
+        model: ExportedModel,
+        filesystems: Sequence[pafs.FileSystem],
+        out: Store,
+        threads: int,
+        allowed: Sequence[str] = (),
+    ) -> None:
         torch.set_num_threads(threads)
         self._segmenter, self._filesystems, self._out = open_model(model), filesystems, out
+        self._allowed = allowed
 
     def __call__(self, group: Row, _: list[bytes]) -> Row:
         """Predict one group.
@@ -137,14 +151,17 @@ class FileActor:
             group: `files` as in predict_files, and `part`, the path of the group's part, where it has one.
 
         Returns:
-            {entries, areas, rejects}; where the group has a part, these are written to it, and {rows} is returned.
+            {entries, areas, rejects, notes}; where the group has a part, these are written to it, and {rows} is
+            returned.
         """
-        accepted, rejects = [], []
+        accepted, rejects, notes = [], [], []
         for cxr_id, number, path, shown, _stamp, fault in group["files"]:
             try:
                 if fault:
                     raise ImageError(fault)
-                accepted.append((cxr_id, shown, read_xray(self._filesystems[number], path)))
+                image = read_xray(self._filesystems[number], path, self._allowed)
+                accepted.append((cxr_id, shown, image.grey))
+                notes += [{"cxr_id": cxr_id, "file": shown, "note": note} for note in image.notes]
             except ImageError as error:
                 rejects.append({"cxr_id": cxr_id, "file": shown, "reason": error.reason})
                 self._out.delete(f"overlays/{cxr_id}.png")  # of an earlier run
@@ -157,7 +174,7 @@ class FileActor:
             self._out.put(f"overlays/{cxr_id}.png", overlay_png(grey, found.masks, labels, NOTICE))
             entries[cxr_id] = exchange_entry(names, found.masks)
             areas += self._areas(cxr_id, shown, found)
-        result = {"entries": entries, "areas": areas, "rejects": rejects}
+        result = {"entries": entries, "areas": areas, "rejects": rejects, "notes": notes}
         if "part" not in group:
             return result
         self._out.put(group["part"], json.dumps(result).encode())
@@ -183,15 +200,16 @@ class FileActor:
         ]
 
 
-def read_xray(filesystem: pafs.FileSystem, path: str) -> npt.NDArray[np.uint8]:
+def read_xray(filesystem: pafs.FileSystem, path: str, allowed: Sequence[str] = ()) -> Decoded:
     """Read a PNG, JPEG or DICOM file.
 
     Args:
         filesystem: of pyarrow.
         path: in that file system.
+        allowed: modalities of DICOM files that are read too.
 
     Returns:
-        uint8 [height, width].
+        The image, and notes on it.
 
     Raises:
         ImageError: the file is missing (`missing`), or its bytes are no usable X-ray.
@@ -202,5 +220,4 @@ def read_xray(filesystem: pafs.FileSystem, path: str) -> npt.NDArray[np.uint8]:
             data = stream.read()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise ImageError("missing") from None
-    decode = decode_dicom if is_dicom(data) else decode_grey
-    return decode(data, MOST_PIXELS)
+    return decode_xray(data, MOST_PIXELS, allowed)

@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-DICOM_SUFFIXES = (".dcm", ".dicom")
+from chexseg_ray.data.dicom import DICOM_SUFFIXES
+
 SUFFIXES = (".png", ".jpg", ".jpeg", *DICOM_SUFFIXES)
 _CHEXPERT = re.compile(r"(?:^|/)(patient[^/]*)/(study[^/]*)/(view[^/]*?)(?:\.[A-Za-z]+)?$")
 _MAX_BYTES = 200  # of an id: a file's name has at most 255 bytes, and 17 more than its id while it is written

@@ -1,10 +1,12 @@
 """jobs/predict.py and jobs/export.py: a trained network on X-rays, and as files for use elsewhere."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from chexseg_ray.command import Parser, config_names, find_config, guarded, is_override
+from chexseg_ray.config.fields import MODALITY
 from chexseg_ray.config.schema import StudyConfig
 from chexseg_ray.errors import InputError
 
@@ -16,7 +18,8 @@ Predict X-rays with a trained network. Not for clinical use.
 
 {MODEL}
 IMAGE  a PNG, JPEG or DICOM file, a folder of them, a CSV file with a column Path; or a URI of one.
-Writes predictions.json (CheXlocalize's format), areas.csv, overlays/, rejects.csv and model.json into FOLDER."""
+Writes predictions.json (CheXlocalize's format), areas.csv, overlays/, rejects.csv, notes.csv and model.json into
+FOLDER."""
 EXPORT = f"""\
 Export a trained network. Not for clinical use.
 
@@ -30,6 +33,11 @@ EXPORT_CODES = "Exit codes: 0 done, 2 bad model, 75 try again later."
 def predict(arguments: Sequence[str] | None = None) -> int:
     """Run jobs/predict.py; returns its exit code. `arguments` stand in for the command line's."""
     parser = _parser(PREDICT, PREDICT_CODES, "MODEL | IMAGE | section.field=value", "predictions")
+    allow = (
+        "predict DICOM files of this Modality too (beside CR, DX, RF, XA), such as OT, or 'FOR PROCESSING' (a "
+        "detector's raw data); several with commas, or the flag again"
+    )
+    parser.add_argument("--allow-modality", metavar="CODE", action="append", default=[], help=allow)
     return guarded(parser, _predict, arguments)
 
 
@@ -51,9 +59,20 @@ def _predict(flags: argparse.Namespace) -> int:
     from chexseg_ray.predict.predict import open_predictions, run_predict
 
     model, overrides, images = _split(flags)
+    allowed = _modalities(flags.allow_modality)
     open_predictions(flags.out)  # before anything that takes long
     x_rays = list_images(images)
-    return run_predict(load_model(model, overrides), x_rays, flags.out)
+    return run_predict(load_model(model, overrides), x_rays, flags.out, allowed)
+
+
+def _modalities(given: Sequence[str]) -> tuple[str, ...]:
+    """The codes of --allow-modality, each once; several may stand in one, with commas."""
+    codes = dict.fromkeys(code.strip() for text in given for code in text.split(","))
+    for code in codes:
+        if not re.fullmatch(MODALITY, code):
+            rule = "is no code of a DICOM Modality, such as OT or MG, nor 'FOR PROCESSING'"
+            raise InputError(f"--allow-modality {code[:40]!r}: {rule}: correct it")
+    return tuple(codes)
 
 
 def _export(flags: argparse.Namespace) -> int:

@@ -4,18 +4,21 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import pyarrow.fs as pafs
 
 from chexseg_ray.data.chexpert import below_split, read_paths
-from chexseg_ray.data.dicom import HEAD, has_pydicom, is_dicom, is_dicom_directory, require_pydicom
+from chexseg_ray.data.dicom import DICOM_SUFFIXES, HEAD, has_pydicom, is_dicom, is_dicom_directory, require_pydicom
 from chexseg_ray.errors import InputError
-from chexseg_ray.predict.ids import DICOM_SUFFIXES, SUFFIXES, FilePath, different_ids, ending
+from chexseg_ray.predict.ids import SUFFIXES, FilePath, different_ids
 from chexseg_ray.progress import one_line, say
 from chexseg_ray.store.filesystem import open_filesystem, storage
 
+_PARALLEL_REQUESTS = 16  # to an object store
 MADE = ".chexseg_ray"  # jobs/predict.py marks a folder of its overlays by a file of this name
 
 
@@ -167,9 +170,10 @@ def _from_info(info: pafs.FileInfo) -> _File:
 
 
 def _list_folder(filesystem: pafs.FileSystem, where: str, word: str) -> dict[str, _File]:
-    """The X-rays below a folder by their paths from there, sorted.
+    """The X-rays below a folder by their paths from there, sorted: PNG and JPEG by their endings, DICOM by its bytes.
 
-    Prints how many other files, linked folders and overlays of jobs/predict.py it passes over.
+    Prints how many other files, linked folders and overlays of jobs/predict.py it passes over, and names directories of
+    discs (DICOMDIR). A link with the ending of an X-ray that leads nowhere is listed, and rejected later as missing.
     """
     is_local = isinstance(filesystem, pafs.LocalFileSystem)
     with storage("listed", word):
@@ -181,15 +185,20 @@ def _list_folder(filesystem: pafs.FileSystem, where: str, word: str) -> dict[str
     overlays: set[str] = set()
     if marked:
         overlays = {path for path in files if any(str(folder) in marked for folder in PurePosixPath(path).parents)}
-    x_rays = {}
-    for path in sorted(files.keys() - overlays):
-        if _is_x_ray(path, files[path], f"{where}/{path}" if is_local else None):
-            x_rays[path] = files[path]
-    num_others = len(files) - len(overlays) - len(x_rays)
+    seen = sorted(files.keys() - overlays)
+    by_ending = [path for path in seen if path.lower().endswith(SUFFIXES)]
+    others = [path for path in seen if files[path].is_file and not path.lower().endswith(SUFFIXES)]
+    heads = dict(zip(others, _heads(filesystem, [f"{where}/{path}" for path in others]), strict=True))
+    directories = [path for path in others if is_dicom_directory(heads[path])]
+    by_bytes = {path for path in others if is_dicom(heads[path])} - {*directories}
+    x_rays = {p: files[p] for p in seen if p in by_bytes}
+    x_rays |= {path: files[path] for path in by_ending if files[path].is_file or not files[path].stamp}
+    num_others = len(seen) - len(x_rays) - len(directories)
     counts = (
         (num_others, "other files"),
         (num_links, "linked folders"),
         (len(overlays) - len(marked), "overlays that jobs/predict.py drew"),
+        (len(directories), f"DICOM directories without an image ({', '.join(directories[:3])})"),
     )
     passed = " and ".join(f"{number} {what}" for number, what in counts if number)
     if not x_rays:
@@ -199,29 +208,33 @@ def _list_folder(filesystem: pafs.FileSystem, where: str, word: str) -> dict[str
         )
     if passed:
         say(f"{one_line(word)}: passed over {passed}")
-    return x_rays
+    return dict(sorted(x_rays.items()))
 
 
-def _is_x_ray(path: str, file: _File, local: str | None) -> bool:
-    """Whether a listed file is an X-ray: by its ending, or without one by the first bytes of a local file (DICOM).
-
-    A link that leads nowhere counts by its ending; it is rejected later as missing.
-
-    Args:
-        path: from the listed folder.
-        file: what the listing reports of it.
-        local: the whole path on this machine; None elsewhere.
-    """
-    if path.lower().endswith(SUFFIXES):
-        return file.is_file or not file.stamp
-    has_ending = PurePosixPath(path).suffix[1:].isalpha()
-    return local is not None and file.is_file and not has_ending and _begins_as_dicom(local)
+def _heads(filesystem: pafs.FileSystem, paths: Sequence[str]) -> list[bytes]:
+    """The first bytes of files, which show what they are; of several at once where the files are not local."""
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return [_head(filesystem, path) for path in paths]
+    with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
+        return list(pool.map(partial(_head, filesystem), paths))
 
 
-def _begins_as_dicom(path: str) -> bool:
-    with storage("read", path), open(path, "rb") as stream:
-        head = stream.read(HEAD)
-    return is_dicom(head) and not is_dicom_directory(head)
+def _head(filesystem: pafs.FileSystem, path: str) -> bytes:
+    """The first bytes of a file; none of one that is gone, or that lies here and may not be read by this user."""
+    with storage("read", path):
+        try:
+            if isinstance(filesystem, pafs.LocalFileSystem):  # pyarrow accepts no name that is not UTF-8
+                with open(path, "rb") as stream:
+                    return stream.read(HEAD)
+            with filesystem.open_input_file(path) as stream:
+                head: bytes = stream.read(HEAD)
+            return head
+        except FileNotFoundError:
+            return b""
+        except PermissionError:
+            if isinstance(filesystem, pafs.LocalFileSystem):
+                return b""
+            raise
 
 
 def _select(filesystem: pafs.FileSystem, where: str) -> dict[str, _File]:
@@ -289,9 +302,8 @@ def _require_pydicom(files: Sequence[XRay], filesystems: Sequence[pafs.FileSyste
     if has_pydicom():
         return
     for x_ray in files:
-        if x_ray.fault:
-            continue
-        is_local = isinstance(filesystems[x_ray.place], pafs.LocalFileSystem)
-        may_be_dicom = is_local and not ending(x_ray.path)
-        if x_ray.path.lower().endswith(DICOM_SUFFIXES) or (may_be_dicom and _begins_as_dicom(x_ray.path)):
+        is_known = x_ray.path.lower().endswith(SUFFIXES)
+        if x_ray.path.lower().endswith(DICOM_SUFFIXES) and not x_ray.fault:
+            require_pydicom(x_ray.shown)
+        if not is_known and not x_ray.fault and is_dicom(_head(filesystems[x_ray.place], x_ray.path)):
             require_pydicom(x_ray.shown)

@@ -13,6 +13,8 @@ from chexseg_ray.cluster.machine import cpus_here
 from chexseg_ray.cluster.nodes import nodes
 from chexseg_ray.cluster.session import RaySession, on_cluster
 from chexseg_ray.config.resources import ActorCompute
+from chexseg_ray.data.dicom import FOR_PROCESSING, XRAY_MODALITIES
+from chexseg_ray.data.xrays import count_notes, note_lines
 from chexseg_ray.errors import InputError
 from chexseg_ray.predict.card import CARD, ExportedModel
 from chexseg_ray.predict.listing import MADE, XRays
@@ -22,13 +24,20 @@ from chexseg_ray.progress import csv_cell, one_line, say
 from chexseg_ray.store.filesystem import storage
 from chexseg_ray.store.store import Store
 
-_ENTRIES, _AREAS, _REJECTS = "predictions.json", "areas.csv", "rejects.csv"
+_ENTRIES, _AREAS, _REJECTS, _NOTES = "predictions.json", "areas.csv", "rejects.csv", "notes.csv"
 _MARK = f"overlays/{MADE}"
-_OUTPUT = (_ENTRIES, _AREAS, _REJECTS, "overlays", CARD)
+_OUTPUT = (_ENTRIES, _AREAS, _REJECTS, _NOTES, "overlays", CARD)
 _MAX_PRINTED = 10  # rejects that are printed one by one
 _MAX_SUMMARISED = 5  # X-rays, up to which the masks that were found are printed
-_REJECT_COLUMNS = ("cxr_id", "file", "reason")
-_AREA_COLUMNS = ("cxr_id", "file", "height", "width", "pathology", "probability", "threshold", "pixels", "share")
+_COLUMNS = {
+    _REJECTS: ("cxr_id", "file", "reason"),
+    _NOTES: ("cxr_id", "file", "note"),
+    _AREAS: ("cxr_id", "file", "height", "width", "pathology", "probability", "threshold", "pixels", "share"),
+}
+_OTHER_MODALITY = (
+    f"modality: the DICOM header says another one than {', '.join(XRAY_MODALITIES)}, or {FOR_PROCESSING}: to predict "
+    "such files too, add --allow-modality CODE"
+)
 
 
 def open_predictions(out: str) -> Store:
@@ -43,8 +52,8 @@ def open_predictions(out: str) -> Store:
     return open_output(out, _OUTPUT, _MARK)
 
 
-def run_predict(model: ExportedModel, x_rays: XRays, out: str) -> int:
-    """Predict X-rays and write predictions.json, areas.csv, overlays/, rejects.csv and the model's card.
+def run_predict(model: ExportedModel, x_rays: XRays, out: str, allowed: Sequence[str] = ()) -> int:
+    """Predict X-rays and write predictions.json, areas.csv, overlays/, rejects.csv, notes.csv and the model's card.
 
     Many files are predicted in groups. Each group's result is kept in a file of its own until all are done, so that the
     same command continues where it stopped.
@@ -53,6 +62,7 @@ def run_predict(model: ExportedModel, x_rays: XRays, out: str) -> int:
         model: card and weights.
         x_rays: the files, from list_images.
         out: a folder or URI.
+        allowed: modalities of DICOM files that are predicted too (data.dicom.decode_dicom).
 
     Returns:
         Exit code: 0 done, 3 some files are no usable X-rays.
@@ -73,7 +83,7 @@ def run_predict(model: ExportedModel, x_rays: XRays, out: str) -> int:
     session = RaySession(dashboard=False, num_cpus=cpus_here())
     try:
         resources = _resources(session, x_rays, store, out) if number >= MANY else ActorCompute(max_actors=1)
-        groups = predict_files(model, x_rays, store, resources, session.start)
+        groups = predict_files(model, x_rays, store, resources, session.start, allowed)
     finally:
         session.stop()
     num_done, num_rejected = _write(store, groups)
@@ -102,25 +112,28 @@ def _write(store: Store, groups: Iterator[Mapping[str, Any]]) -> tuple[int, int]
         How many X-rays were predicted, and how many rejected.
     """
     num_done = num_rejected = 0
-    lines, summaries = list[str](), list[str]()
+    lines, summaries, notes = list[str](), list[str](), list[dict[str, str]]()
+    is_other = False  # whether any was rejected for its modality
     folder = store.path("") if store.is_local else None
     with ExitStack() as stack:
         with storage("written", store.path("")):
-            files = {name: stack.enter_context(TemporaryFile(dir=folder)) for name in (_REJECTS, _AREAS, _ENTRIES)}
-            reject_rows = _csv_writer(files[_REJECTS], _REJECT_COLUMNS)
-            area_rows = _csv_writer(files[_AREAS], _AREA_COLUMNS)
+            names = (_REJECTS, _NOTES, _AREAS, _ENTRIES)
+            files = {name: stack.enter_context(TemporaryFile(dir=folder)) for name in names}
+            writers = {name: _csv_writer(files[name], columns) for name, columns in _COLUMNS.items()}
         for group in groups:
-            areas, rejects = group["areas"], group["rejects"]
+            areas, rejects, about = group["areas"], group["rejects"], group.get("notes", [])
             with storage("written", store.path("")):
                 for cxr_id, entry in group["entries"].items():
                     text = f"{',' if num_done else '{'}{json.dumps(cxr_id)}:{json.dumps(entry, separators=(',', ':'))}"
                     files[_ENTRIES].write(text.encode())
                     num_done += 1
-                area_rows.writerows(map(_safe_row, areas))
-                reject_rows.writerows(map(_safe_row, rejects))
+                for name, rows in ((_AREAS, areas), (_REJECTS, rejects), (_NOTES, about)):
+                    writers[name].writerows(map(_safe_row, rows))
             printed = rejects[: max(0, _MAX_PRINTED - num_rejected)]
             lines += [f"rejected: {row['file']}: {row['reason']}" for row in printed]
+            is_other |= any(row["reason"] == "modality" for row in rejects)
             num_rejected += len(rejects)
+            notes += about
             if num_done <= _MAX_SUMMARISED:
                 summaries += _summary(areas)
         files[_ENTRIES].write(b"}" if num_done else b"{}")
@@ -133,6 +146,10 @@ def _write(store: Store, groups: Iterator[Mapping[str, Any]]) -> tuple[int, int]
         say(one_line(line))
     if num_rejected > _MAX_PRINTED:
         say(f"rejected: {num_rejected - _MAX_PRINTED} more, in {store.shown(_REJECTS)}")
+    if is_other:
+        say(_OTHER_MODALITY)
+    for line in note_lines(count_notes((row["file"], row["note"]) for row in notes)):
+        say(f"note: {one_line(line)}; see {_NOTES}")
     return num_done, num_rejected
 
 

@@ -122,6 +122,25 @@ def reject_rows(study: Study, store: Store, records: Mapping[str, Record], most:
     return rows
 
 
+def note_rows(study: Study, records: Mapping[str, Record]) -> list[list[str]]:
+    """A table row for each split and kind of note on its images, such as hardly any grey values.
+
+    Args:
+        study: its graph.
+        records: of what is built, by address.
+
+    Returns:
+        Split, note, number of images, and the first ids.
+    """
+    rows = []
+    for step in study.upstream():
+        record = records.get(step.address)
+        if step.name == "images" and record is not None:
+            for kind, found in record.metrics.get("notes", {}).items():
+                rows.append([step.config["split"], kind, str(found["images"]), ", ".join(found["first"])])
+    return rows
+
+
 def overlap_texts(study: Study, store: Store, records: Mapping[str, Record]) -> list[str]:
     """How much the trials' weak sets and expert masks overlap: a sentence for each size.
 

@@ -11,7 +11,6 @@ OUTPUT  manifest.parquet {cxr_id, patient_id, path, view, height, width, labels 
 FAN-OUT one row an image; in the driver, before Ray starts
 """
 
-import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,13 +23,16 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from chexseg_ray.data.chexpert import refuse_shared_patients
-from chexseg_ray.data.images import header_size
-from chexseg_ray.data.masks import is_empty
+from chexseg_ray.data.dicom import DICOM_SUFFIXES, is_dicom, require_pydicom
+from chexseg_ray.data.mask_checks import mask_lines, refuse_absent_masks
+from chexseg_ray.data.masks import area_share, is_empty
 from chexseg_ray.data.splits import split_by_patient
+from chexseg_ray.data.xrays import xray_size
 from chexseg_ray.engine.execution import Made, Task
 from chexseg_ray.engine.source_tables import Masks, SourceTables
 from chexseg_ray.engine.tables import manifest_schema
 from chexseg_ray.errors import InputError
+from chexseg_ray.progress import say
 from chexseg_ray.store.filesystem import Source, storage
 
 _HEADER_BYTES = 65_536  # read of an image first; they hold its size, unless long EXIF data come before it
@@ -78,6 +80,8 @@ def make(task: Task) -> Made:
     """
     settings = Settings(**task.step.config)
     table, masks = select_rows(task.execution.tables, task.open_source(), task.execution.files, settings)
+    for line in describe_masks(table, masks, settings):
+        say(f"  {line}")
     table = table.sort_values("cxr_id")
     entry = task.attempt.write_table("manifest.parquet", _to_arrow(table, masks, settings.pathologies))
     return Made([entry], rows=len(table), metrics=_summary(table, masks, settings.pathologies))
@@ -99,18 +103,27 @@ def select_rows(
         (empty for the weak split).
 
     Raises:
-        InputError: a file has a fault, files contradict each other, or no image is left.
+        InputError: a file has a fault, files contradict each other, no image is left, or there are DICOM files and
+            pydicom is not installed.
     """
     csv_name, masks_name = split_files(settings.split, files)
     table = tables.csv(source, csv_name, settings.pathologies, settings.columns)
     _refuse_outside(source, csv_name, table["path"])
+    dicom = next((path for path in table["path"] if path.lower().endswith(DICOM_SUFFIXES)), None)
+    if dicom:
+        require_pydicom(f"{csv_name}: {dicom}")
     in_view = table["view"].isin(settings.views)
     masks: Masks = {}
     if masks_name is None:
+        _refuse_unknown_views(csv_name, table, settings)
         table = table[in_view]
     else:
         masks = tables.masks(source, masks_name, settings.pathologies, settings.columns)
-        table = table[_annotated(table, masks, csv_name, masks_name) & in_view]
+        is_annotated = _annotated(table, masks, csv_name, masks_name)
+        _refuse_unknown_views(csv_name, table[is_annotated], settings)
+        table = table[is_annotated & in_view]
+        labels, shares = _labels_and_shares(table, masks, settings.pathologies)
+        refuse_absent_masks(labels, shares, settings.pathologies, f"{masks_name} and {csv_name}")
         if settings.split != "test" or files["test_csv"] is None:
             table = table[_expert_splits(table, masks, settings) == settings.split]
         _refuse_other_sizes(source, csv_name, masks_name, table, masks)
@@ -165,6 +178,49 @@ def check_sources(
         if name is not None:
             patients[name] = tables.csv(source, name, pathologies, columns)["patient_id"]
     refuse_shared_patients(patients)
+
+
+def _refuse_unknown_views(csv_name: str, table: pd.DataFrame, settings: Settings) -> None:
+    """Refuse rows whose view nothing tells, if only one view is used.
+
+    Args:
+        csv_name: the CSV's path below the data root.
+        table: rows of it, with their places in it as index.
+        settings: the settings of the split's manifest step.
+
+    Raises:
+        InputError: names the first such row.
+    """
+    unknown = table[~table["view_is_known"]]
+    if len(settings.views) < 2 and len(unknown):
+        rule = f"Path {unknown['path'].iloc[0]!r} does not say frontal or lateral, and no column does"
+        remedy = "name the column of Frontal/Lateral in data.columns, or set data.views=[frontal, lateral]"
+        raise InputError(f"{csv_name} row {unknown.index[0] + 2}: {rule}: {remedy}")
+
+
+def _labels_and_shares(
+    table: pd.DataFrame, masks: Masks, pathologies: Sequence[str]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The labels of annotated rows, and the areas of their masks as shares of the image, both float64 [N, K]."""
+    shares = [[area_share(masks[cxr_id][name]) for name in pathologies] for cxr_id in table["cxr_id"]]
+    shape = (len(table), len(pathologies))
+    return table[list(pathologies)].to_numpy(dtype=np.float64), np.array(shares, dtype=np.float64).reshape(shape)
+
+
+def describe_masks(table: pd.DataFrame, masks: Masks, settings: Settings) -> list[str]:
+    """Lines about the masks of a split's rows, which show wrong ones before anything is trained.
+
+    Args:
+        table: the rows of select_rows.
+        masks: the masks of select_rows.
+        settings: the settings of the split's manifest step.
+
+    Returns:
+        Number and mean area of each pathology's masks, and how many contradict the labels; nothing for the weak split.
+    """
+    if not masks:
+        return []
+    return mask_lines(settings.split, *_labels_and_shares(table, masks, settings.pathologies), settings.pathologies)
 
 
 def _refuse_outside(source: Source, csv_name: str, paths: pd.Series) -> None:
@@ -242,12 +298,15 @@ def _size_in_header(source: Source, where: str) -> tuple[int, int] | None:
 
     Raises:
         FileNotFoundError: there is no such file.
+        InputError: it is a DICOM file and pydicom is not installed.
     """
     with storage("read", f"{source.base}/{where}"), source.open(where) as stream:
         head = stream.read(_HEADER_BYTES)
-        size = header_size(io.BytesIO(head))
+        if is_dicom(head):
+            require_pydicom(where)
+        size = xray_size(head)
         if size is None and len(head) == _HEADER_BYTES:
-            size = header_size(io.BytesIO(head + stream.read()))
+            size = xray_size(head + stream.read())
     return size
 
 

@@ -165,7 +165,9 @@ class _Graph:
     @_once
     def images(self, split: str) -> Step:
         """Make the step that decodes the X-rays and expert masks of `split`."""
-        return _step("images", {"split": split, "size": self.size}, manifest=self.manifest(split))
+        allowed = list(self.config.data.allow_modalities)
+        config = {"split": split, "size": self.size, **({"allow_modalities": allowed} if allowed else {})}
+        return _step("images", config, manifest=self.manifest(split))
 
     def _split_inputs(self, *splits: str) -> dict[str, Step]:
         """Return manifest and images of the given splits, as far as the study has them."""

@@ -82,7 +82,9 @@ def refuse_too_large_sets(config: StudyConfig, sizes: Mapping[str, int]) -> None
             raise InputError(f"sweep.{axis}={too_large[0]} exceeds {available}: choose a smaller one")
 
 
-def survey(config: StudyConfig, study: Study, source: Source, store: Store) -> tuple[dict[str, int], list[str]]:
+def survey(
+    config: StudyConfig, study: Study, source: Source, store: Store
+) -> tuple[dict[str, int], list[str], list[str]]:
     """Count the images of each split whose manifest is not built, and find the faults of the data. Builds nothing.
 
     Args:
@@ -92,11 +94,12 @@ def survey(config: StudyConfig, study: Study, source: Source, store: Store) -> t
         store: the study's store.
 
     Returns:
-        {split: number of images}, and the faults of the data with which a run would end, one line each.
+        {split: number of images}, the faults of the data with which a run would end, one line each, and lines about the
+        expert masks of these splits.
     """
-    from chexseg_ray.stages.manifest import Settings, check_sources, select_rows
+    from chexseg_ray.stages.manifest import Settings, check_sources, describe_masks, select_rows
 
-    tables, counted, faults = SourceTables(), dict[str, int](), list[str]()
+    tables, counted, faults, about = SourceTables(), dict[str, int](), list[str](), list[str]()
     try:
         check_sources(tables, source, source_files(config), config.data.pathologies, config.data.names_in_files)
     except InputError as error:
@@ -104,12 +107,14 @@ def survey(config: StudyConfig, study: Study, source: Source, store: Store) -> t
     for step in manifests(study):
         if store.find(step) is None:
             try:
-                rows, _ = select_rows(tables, source, source_files(config), Settings(**step.config))
+                settings = Settings(**step.config)
+                rows, masks = select_rows(tables, source, source_files(config), settings)
             except InputError as error:
                 faults.append(str(error))
             else:
                 counted[step.config["split"]] = len(rows)
-    return counted, list(dict.fromkeys(faults))
+                about += describe_masks(rows, masks, settings)
+    return counted, list(dict.fromkeys(faults)), about
 
 
 def _check_networks(config: StudyConfig) -> None:

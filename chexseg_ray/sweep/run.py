@@ -112,10 +112,10 @@ def _command() -> str:
 def _show_plan(config: StudyConfig, store: Store) -> None:
     """Print the plan; missing data and files of weights are named at the end."""
     study, source, absent = load_plan(config)
-    sizes, counted = known_sizes(study, store, config), built_sizes(study, store)
+    sizes, counted, about = known_sizes(study, store, config), built_sizes(study, store), list[str]()
     notes = [f"{fault} (so no step that is made from it counts as built)" for fault in absent]
     if source is not None:
-        in_files, faults = survey(config, study, source, store)
+        in_files, faults, about = survey(config, study, source, store)
         counted |= in_files
         notes += faults
     sizes |= counted
@@ -131,6 +131,8 @@ def _show_plan(config: StudyConfig, store: Store) -> None:
     planned = plan(study, store, config, sizes)
     missing = [item for item in planned if not item.built]
     for line in plan_lines(planned, study, store, config, sizes):
+        say(line)
+    for line in about:
         say(line)
     for line in schedule_lines(missing, study, config, Machine(gpus_here(), cpus_here())):
         say(line)

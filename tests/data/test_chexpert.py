@@ -52,6 +52,29 @@ def test_the_test_csv_has_no_view_column() -> None:
     assert list(read_csv(data, "test_labels.csv", ["Edema"])["view"]) == ["frontal", "lateral"]
 
 
+@pytest.mark.parametrize(
+    ("path", "view"),
+    [
+        ("test/p1/s1/view1_frontal.jpg", "frontal"),
+        ("test/p1/s1/view2_lateral.jpg", "lateral"),
+        ("test/p1/s1/Lateral.jpg", "lateral"),
+        ("test/p1/s1/image_LATERAL_2.jpg", "lateral"),
+        ("test/p1/frontal/1.jpg", "frontal"),
+        ("test/frontal/s1/lateral.jpg", "lateral"),
+        ("test/p1/s1/02aa804e-bde0afdd.jpg", None),
+        ("test/p1/s1/bilateral.jpg", None),
+        ("test/p1/s1/frontals.jpg", None),
+    ],
+)
+def test_without_a_column_the_path_tells_the_view_or_nothing_does(path: str, view: str | None) -> None:
+    table = read_csv(csv(f"{path},1.0", columns=("Path", "Edema")), "test_labels.csv", ["Edema"])
+    assert table.loc[0, "view"] == (view or "frontal")
+    assert table.loc[0, "view_is_known"] == (view is not None)
+    whole = read_csv(csv(f"{path},Lateral,1.0", columns=("Path", "Frontal/Lateral", "Edema")), "x.csv", ["Edema"])
+    assert whole.loc[0, "view"] == "lateral"
+    assert whole.loc[0, "view_is_known"]
+
+
 def test_bom_and_crlf_work() -> None:
     data = b"\xef\xbb\xbf" + csv(row(TRAIN)).replace(b"\n", b"\r\n")
     assert len(read_csv(data, "train.csv", PATHOLOGIES)) == 1

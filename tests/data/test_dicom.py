@@ -8,38 +8,20 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from data.dicom_files import compressed, lut, made, pixels
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate, generate_frames
+from pydicom.encaps import generate_frames
 from pydicom.uid import ExplicitVRLittleEndian
 
-from chexseg_ray.data.dicom import HEAD, decode_dicom, is_dicom, is_dicom_directory
+from chexseg_ray.data.dicom import HEAD, is_dicom, is_dicom_directory
 from chexseg_ray.data.images import ImageError
 from chexseg_ray.errors import InputError
 
 
-def made(values: np.ndarray, colour: str = "MONOCHROME2", bits: int = 12, **more: Any) -> bytes:
-    """A DICOM file of uint16 values."""
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, "1.2.840.10008.5.1.4.1.1.1.1"
-    meta.MediaStorageSOPInstanceUID = "1.2.3.4"
-    dataset = Dataset()
-    dataset.file_meta = meta
-    dataset.SOPClassUID, dataset.SOPInstanceUID, dataset.Modality = meta.MediaStorageSOPClassUID, "1.2.3.4", "DX"
-    dataset.Rows, dataset.Columns = values.shape
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, colour
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, bits, bits - 1, 0
-    dataset.PixelData = values.astype("<u2").tobytes()
-    for name, value in more.items():
-        setattr(dataset, name, value)
-    stream = io.BytesIO()
-    pydicom.dcmwrite(stream, dataset, enforce_file_format=True)
-    return stream.getvalue()
-
-
 def test_real_files_are_what_their_jpeg_is_and_monochrome1_is_turned_round(real_data: Path) -> None:
     files = sorted((real_data / "dicom").glob("*.dcm"))
-    found = [(pydicom.dcmread(path), decode_dicom(path.read_bytes())) for path in files]
+    found = [(pydicom.dcmread(path), pixels(path.read_bytes())) for path in files]
     assert {str(d.PhotometricInterpretation) for d, _ in found} == {"MONOCHROME1", "MONOCHROME2"}
     assert all(is_dicom(path.read_bytes()) for path in files)
     for dataset, grey in found:
@@ -56,40 +38,38 @@ def test_real_files_are_what_their_jpeg_is_and_monochrome1_is_turned_round(real_
 
 def test_a_window_maps_its_ends_to_black_and_white() -> None:
     values = np.array([[0, 1000, 1500, 2000, 4095]])
-    grey = decode_dicom(made(values, WindowCenter=1500, WindowWidth=1001))
+    grey = pixels(made(values, WindowCenter=1500, WindowWidth=1001))
     assert grey[0, 0] == 0
     assert grey[0, 4] == 255
     assert grey[0, 1] <= 1
     assert grey[0, 3] >= 254
     assert abs(int(grey[0, 2]) - 127) <= 1
-    np.testing.assert_array_equal(
-        decode_dicom(made(values, "MONOCHROME1", WindowCenter=1500, WindowWidth=1001)), 255 - grey
-    )
+    np.testing.assert_array_equal(pixels(made(values, "MONOCHROME1", WindowCenter=1500, WindowWidth=1001)), 255 - grey)
 
 
 def test_without_a_window_deep_pixels_are_stretched() -> None:
-    grey = decode_dicom(made(np.array([[100, 300, 500]])))
+    grey = pixels(made(np.array([[100, 300, 500]])))
     assert grey.tolist() == [[0, 128, 255]]
 
 
 def test_rescaled_values_are_windowed_whatever_their_sign() -> None:
     values = np.array([[0, 1000, 2000, 4000]])
-    up = decode_dicom(made(values, RescaleSlope=2, RescaleIntercept=-100, WindowCenter=2900, WindowWidth=2001))
+    up = pixels(made(values, RescaleSlope=2, RescaleIntercept=-100, WindowCenter=2900, WindowWidth=2001))
     assert up.tolist() == [[0, 0, 255, 255]]
-    alone = decode_dicom(made(np.array([[0, 500, 1000, 2000]]), RescaleSlope=2, WindowCenter=2000, WindowWidth=1001))
+    alone = pixels(made(np.array([[0, 500, 1000, 2000]]), RescaleSlope=2, WindowCenter=2000, WindowWidth=1001))
     assert alone.tolist() == [[0, 0, 128, 255]], "a slope without an intercept"
-    down = decode_dicom(made(values, RescaleSlope=-1, RescaleIntercept=4000, WindowCenter=2000.5, WindowWidth=2001))
+    down = pixels(made(values, RescaleSlope=-1, RescaleIntercept=4000, WindowCenter=2000.5, WindowWidth=2001))
     assert down.tolist() == [[255, 255, 128, 0]]
 
 
 def test_windows_other_than_linear() -> None:
     values = np.array([[0, 1000, 1500, 2000, 4000]])
-    exact = decode_dicom(made(values, WindowCenter=1500, WindowWidth=1000, VOILUTFunction="LINEAR_EXACT"))
+    exact = pixels(made(values, WindowCenter=1500, WindowWidth=1000, VOILUTFunction="LINEAR_EXACT"))
     assert exact.tolist() == [[0, 0, 128, 255, 255]]
-    sigmoid = decode_dicom(made(values, WindowCenter=1500, WindowWidth=1000, VOILUTFunction="SIGMOID"))
+    sigmoid = pixels(made(values, WindowCenter=1500, WindowWidth=1000, VOILUTFunction="SIGMOID"))
     assert sigmoid.tolist() == [[1, 30, 128, 225, 255]]
-    several = decode_dicom(made(values, WindowCenter=[1500, 40], WindowWidth=[1001, 400]))
-    assert several.tolist() == decode_dicom(made(values, WindowCenter=1500, WindowWidth=1001)).tolist(), (
+    several = pixels(made(values, WindowCenter=[1500, 40], WindowWidth=[1001, 400]))
+    assert several.tolist() == pixels(made(values, WindowCenter=1500, WindowWidth=1001)).tolist(), (
         "the first of several windows"
     )
 
@@ -109,13 +89,13 @@ def test_windows_other_than_linear() -> None:
 )
 def test_a_window_that_is_empty_or_has_no_width_is_none(window: dict[str, Any]) -> None:
     values = np.array([[0, 1000, 2000, 4000]])
-    assert decode_dicom(made(values, **window)).tolist() == decode_dicom(made(values)).tolist()
+    assert pixels(made(values, **window)).tolist() == pixels(made(values)).tolist()
 
 
 def test_the_first_whole_window_counts() -> None:
     values = np.array([[0, 1000, 1500, 2000, 4095]])
-    second = decode_dicom(made(values, WindowCenter=[40, 1500], WindowWidth=[0, 1001]))
-    assert second.tolist() == decode_dicom(made(values, WindowCenter=1500, WindowWidth=1001)).tolist()
+    second = pixels(made(values, WindowCenter=[40, 1500], WindowWidth=[0, 1001]))
+    assert second.tolist() == pixels(made(values, WindowCenter=1500, WindowWidth=1001)).tolist()
 
 
 @pytest.mark.parametrize("colour", ["MONOCHROME1", "MONOCHROME2"])
@@ -132,8 +112,8 @@ def test_the_first_whole_window_counts() -> None:
 def test_padding_is_black_and_no_part_of_the_stretch(values: list[int], padding: dict[str, int], colour: str) -> None:
     stored = np.array([values]).astype("<i2").view("<u2")
     expected = [0, 0, 128, 255] if colour == "MONOCHROME2" else [0, 255, 127, 0]
-    assert decode_dicom(made(stored, colour, **padding)).tolist() == [expected]
-    assert decode_dicom(made(stored[:, :1], colour, **padding)).tolist() == [[0]], "nothing but padding"
+    assert pixels(made(stored, colour, **padding)).tolist() == [expected]
+    assert pixels(made(stored[:, :1], colour, **padding)).tolist() == [[0]], "nothing but padding"
 
 
 @pytest.mark.parametrize("value", [522, 2000, 4095, 65535])
@@ -143,28 +123,20 @@ def test_padding_that_the_pixels_cannot_have_is_none(value: int) -> None:
     dataset.BitsAllocated, dataset.PixelData = 8, bytes([0, 10, 208, 255])
     stream = io.BytesIO()
     pydicom.dcmwrite(stream, dataset, implicit_vr=False, little_endian=True)
-    assert decode_dicom(stream.getvalue()).tolist() == [[0, 10, 208, 255]]
-
-
-def lut(values: list[int], first: int, bits: int) -> pydicom.Sequence:
-    item = Dataset()
-    item.add_new(0x00283002, "US", [len(values), first, bits])
-    item.add_new(0x00283006, "US", values)
-    item.add_new(0x00283004, "LO", "US")
-    return pydicom.Sequence([item])
+    assert pixels(stream.getvalue()).tolist() == [[0, 10, 208, 255]]
 
 
 def test_a_voi_lut_is_looked_up() -> None:
-    grey = decode_dicom(made(np.array([[9, 10, 11, 12, 50]]), VOILUTSequence=lut([0, 100, 1000, 4095], 10, 12)))
+    grey = pixels(made(np.array([[9, 10, 11, 12, 50]]), VOILUTSequence=lut([0, 100, 1000, 4095], 10, 12)))
     assert grey.tolist() == [[0, 0, 6, 62, 255]]
 
 
 def test_eight_bits_are_taken_as_they_are_also_with_an_identity_rescale_or_a_sign() -> None:
     values = np.array([[10, 100, 128, 200]])
-    assert decode_dicom(made(values, bits=8)).tolist() == values.tolist()
-    assert decode_dicom(made(values, bits=8, RescaleSlope=1, RescaleIntercept=0)).tolist() == values.tolist()
+    assert pixels(made(values, bits=8)).tolist() == values.tolist()
+    assert pixels(made(values, bits=8, RescaleSlope=1, RescaleIntercept=0)).tolist() == values.tolist()
     signed = np.array([[-128, -1, 0, 127]]).astype("<i2").view("<u2")
-    assert decode_dicom(made(signed, bits=8, PixelRepresentation=1)).tolist() == [[0, 127, 128, 255]]
+    assert pixels(made(signed, bits=8, PixelRepresentation=1)).tolist() == [[0, 127, 128, 255]]
 
 
 @pytest.mark.parametrize(
@@ -179,12 +151,12 @@ def test_eight_bits_are_taken_as_they_are_also_with_an_identity_rescale_or_a_sig
         ({"PhotometricInterpretation": None, "PixelData": None}, "no_pixels"),
         ({"HighBit": 15}, "format"),
         ({"WindowCenter": 5, "WindowWidth": 5, "VOILUTFunction": "FOO"}, "undecodable"),
-        ({"VOILUTSequence": pydicom.Sequence([Dataset()])}, "undecodable"),
+        ({"VOILUTSequence": lut([0, 1], 10, 12, count=3)}, "undecodable"),
     ],
 )
 def test_what_is_no_single_grey_image_is_rejected_by_name(change: dict[str, Any], reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
-        decode_dicom(made(np.zeros((4, 4)), **change))
+        pixels(made(np.zeros((4, 4)), **change))
 
 
 @pytest.mark.parametrize(
@@ -201,14 +173,8 @@ def test_what_is_no_single_grey_image_is_rejected_by_name(change: dict[str, Any]
 def test_a_compression_that_pydicom_alone_lacks_is_named_and_damage_of_one_that_it_has_is_damage(
     syntax: str, bits: int, reason: str
 ) -> None:
-    dataset = pydicom.dcmread(io.BytesIO(made(np.zeros((4, 4)), bits=bits)))
-    dataset.file_meta.TransferSyntaxUID, dataset.BitsAllocated = syntax, 8 if bits == 8 else 16
-    dataset.PixelData = encapsulate([b"\xff\xd8junk"])
-    dataset["PixelData"].VR = "OB"
-    stream = io.BytesIO()
-    pydicom.dcmwrite(stream, dataset, implicit_vr=False, little_endian=True)
     with pytest.raises(ImageError, match=reason):
-        decode_dicom(stream.getvalue())
+        pixels(compressed(b"\xff\xd8junk", syntax, (4, 4), bits))
 
 
 def report(kind: str) -> bytes:
@@ -233,15 +199,15 @@ def test_a_dicomdir_and_a_report_have_no_pixels_and_only_the_first_is_a_director
     assert all(is_dicom(data) for data in files.values())
     for name in ("directory", "report"):
         with pytest.raises(ImageError, match="no_pixels"):
-            decode_dicom(files[name])
+            pixels(files[name])
 
 
 def test_a_size_over_the_limit_is_refused_before_pixels_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     data = made(np.zeros((4, 5)))
-    assert decode_dicom(data, max_pixels=20).shape == (4, 5)
+    assert pixels(data, max_pixels=20).shape == (4, 5)
     monkeypatch.setattr("chexseg_ray.data.dicom._pixels", lambda _: pytest.fail("read"))
     with pytest.raises(ImageError, match="too_large"):
-        decode_dicom(data, max_pixels=19)
+        pixels(data, max_pixels=19)
 
 
 @pytest.mark.parametrize("before", [0, 2500], ids=["as usual", "behind a long id"])
@@ -255,14 +221,14 @@ def test_a_deflated_file_is_not_inflated(before: int, monkeypatch: pytest.Monkey
     data[140:144] = (length + 2 + before).to_bytes(4, "little")
     monkeypatch.setattr("zlib.decompress", lambda *_: pytest.fail("inflated"))
     with pytest.raises(ImageError, match="format"):
-        decode_dicom(bytes(data))
+        pixels(bytes(data))
 
 
 def test_damaged_bytes_are_rejected_and_nothing_else_is_raised(rng: np.random.Generator) -> None:
     good = made(np.zeros((16, 16)), WindowCenter=500, WindowWidth=400, RescaleSlope=2, RescaleIntercept=1)
     for cut in (132, 200, len(good) - 3):
         with pytest.raises(ImageError):
-            decode_dicom(good[:cut])
+            pixels(good[:cut])
     assert not is_dicom(b"\x89PNG")
     import warnings
 
@@ -274,7 +240,7 @@ def test_damaged_bytes_are_rejected_and_nothing_else_is_raised(rng: np.random.Ge
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                grey = decode_dicom(bytes(bad))
+                grey = pixels(bytes(bad))
                 assert grey.ndim == 2
                 assert grey.dtype == np.uint8
             except ImageError:
@@ -285,4 +251,4 @@ def test_damaged_bytes_are_rejected_and_nothing_else_is_raised(rng: np.random.Ge
 def test_without_pydicom_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(InputError, match="pip install pydicom"):
-        decode_dicom(b"\0" * 128 + b"DICM")
+        pixels(b"\0" * 128 + b"DICM")

@@ -78,6 +78,39 @@ def test_a_discs_directory_is_none_of_its_x_rays(tmp_path: Path) -> None:
     assert [x_ray.path for x_ray in list_images([str(tmp_path)]).files] == [f"{tmp_path}/1.2.840"]
 
 
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_dicom_files_are_known_by_their_bytes_whatever_their_ending(
+    scheme: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = files(tmp_path / "in", "notes.txt", "list.csv", "x.png")
+    for name in ("I0000001.IMA", "DX.1.2.3.img", "scan.txt", "1.2.840", "a.dcm"):
+        (root / name).write_bytes(DICOM)
+    (root / "headless").write_bytes(b"\x08\0\x05\0CS\x0a\0ISO_IR 100" + bytes(60))
+    (root / "disc").mkdir()
+    (root / "disc" / "DICOMDIR").write_bytes(
+        bytes(128) + b"DICM" + b"\x02\0\x02\0UI\x14\x001.2.840.10008.1.3.10" + bytes(60)
+    )
+    found = [Path(path).name for _, path in listed(f"{scheme}{root}")]
+    assert found == ["1.2.840", "DX.1.2.3.img", "I0000001.IMA", "a.dcm", "headless", "scan.txt", "x.png"]
+    passed = capsys.readouterr().out
+    assert "passed over 2 other files and 1 DICOM directories without an image (disc/DICOMDIR)" in passed
+
+
+def test_a_file_that_may_not_be_read_is_another_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, real = files(tmp_path, "x.png", "secret.txt"), open
+
+    def opened(path: str, mode: str) -> object:  # a test may run as root, whom no file refuses
+        if path.endswith("secret.txt"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, mode)
+
+    monkeypatch.setattr("builtins.open", opened)
+    assert ids(root) == ["x"]
+    assert "passed over 1 other files" in capsys.readouterr().out
+
+
 def test_ids_are_chexperts_or_the_name_that_the_user_sees(tmp_path: Path, x_rays: Path) -> None:
     assert image_id("a b/c.d.png") == "a_b_c.d"
     assert image_id("x/patient1/study2/view1_frontal.jpg") == "patient1_study2_view1_frontal"
@@ -200,7 +233,7 @@ def test_a_stamp_changes_with_the_file(tmp_path: Path) -> None:
     assert len(seen) == 3
 
 
-@pytest.mark.parametrize("name", ["x.dcm", "1.2.840", "x.DICOM"])
+@pytest.mark.parametrize("name", ["x.dcm", "1.2.840", "x.DICOM", "x.IMA"])
 def test_dicom_without_pydicom_is_told_before_anything_is_loaded(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,5 +58,18 @@ def test_rejected_images_are_listed(tmp_path: Path) -> None:
     positive = dict.fromkeys(config.data.pathologies, 3)
     commit(store, step.inputs["manifest"], {}, {"positive_masks": None, "positive_labels": positive, "patients": 4})
     write_report(config, study, store)
+    assert "note on images" not in html(tmp_path)
     assert "train/a.jpg" in html(tmp_path)
     assert "undecodable" in html(tmp_path)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_images_with_hardly_any_grey_values_are_counted_and_named(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    study = fill(tmp_path, config)
+    step = next(s for s in study.steps() if s.name == "images" and s.config["split"] == "weak")
+    store = Store.open(str(tmp_path))
+    commit(store, step, {}, {"notes": {"hardly any grey values": {"images": 12, "first": ["a1", "<b2>"]}}})
+    write_report(config, study, store)
+    row = '<td>12</td><td class="text">a1, &lt;b2&gt;</td>'
+    assert f'<td class="text">weak</td><td class="text">hardly any grey values</td>{row}' in html(tmp_path)

@@ -8,18 +8,21 @@ import os
 import re
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from data.dicom_files import made
 from PIL import Image
 
 from chexseg_ray.command import Parser, guarded
 from chexseg_ray.config.resources import ActorCompute
 from chexseg_ray.engine.training_state import from_safetensors, to_safetensors
 from chexseg_ray.errors import InputError
+from chexseg_ray.predict import files
 from chexseg_ray.predict.card import FORMAT, ExportedModel, open_model, read_model, write_model
 from chexseg_ray.predict.export import open_export
 from chexseg_ray.predict.files import PARTS, FileActor, predict_files
@@ -93,6 +96,77 @@ def test_overlays_of_an_earlier_run_into_the_same_folder_go(model: ExportedModel
     assert {path.name for path in (tmp_path / "out" / "overlays").glob("*.png")} == {"x.png"}
 
 
+@pytest.fixture
+def kinds(tmp_path: Path) -> Path:
+    """A folder of a good X-ray, one of nearly one grey, an MR image, raw data, and one without window."""
+    folder, deep = tmp_path / "x-rays", np.random.default_rng(0).integers(0, 4096, (40, 30)).astype(np.uint16)
+    draw(folder / "good.png")
+    Image.fromarray(deep).save(folder / "dark.png")
+    (folder / "knee.IMA").write_bytes(made(deep, Modality="MR"))
+    (folder / "raw.dcm").write_bytes(made(deep, PresentationIntentType="FOR PROCESSING"))
+    (folder / "odd.dcm").write_bytes(made(deep, WindowCenter=-5000, WindowWidth=100))
+    return folder
+
+
+def test_notes_are_printed_and_written_and_good_x_rays_have_none(
+    model: ExportedModel, kinds: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert predict(model, out, kinds) == 3
+    printed = capfd.readouterr()
+    assert printed.err == ""
+    assert f"note: hardly any grey values: 1 image ({kinds}/dark.png); see notes.csv" in printed.out
+    assert "add --allow-modality CODE" in printed.out
+    reasons = {row["cxr_id"]: row["reason"] for row in rows(out / "rejects.csv")}
+    assert reasons == {"knee.IMA": "modality", "raw": "modality"}
+    notes = rows(out / "notes.csv")
+    assert {row["cxr_id"] for row in notes} == {"dark", "odd"}
+    assert [row["note"] for row in notes if row["cxr_id"] == "dark"] == ["hardly any grey values"]
+    assert set(json.loads((out / "predictions.json").read_text())) == {"dark", "good", "odd"}
+    assert predict(model, out, kinds / "good.png") == 0
+    assert rows(out / "notes.csv") == []
+    assert "note: " not in capfd.readouterr().out
+
+
+def test_modalities_are_allowed_one_by_one_or_with_commas(
+    model: ExportedModel,
+    kinds: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("chexseg_ray.predict.model.load_model", lambda *_: model)
+
+    def rejected(*flags: str) -> set[str]:
+        code = predict_job([f"{tmp_path}/model", str(kinds), "--out", f"{tmp_path}/out", *flags])
+        names = {row["cxr_id"] for row in rows(tmp_path / "out" / "rejects.csv")}
+        assert code == (3 if names else 0)
+        return names
+
+    assert rejected("--allow-modality", "MR") == {"raw"}
+    assert rejected("--allow-modality", "MR", "--allow-modality", "FOR PROCESSING") == set()
+    assert rejected("--allow-modality", "MR,FOR PROCESSING") == set()
+    capsys.readouterr()
+    for bad in ("mr", "", "MR;OT", "x" * 500):
+        assert predict_job(["model", str(kinds), "--allow-modality", bad]) == 2
+        error = capsys.readouterr().err
+        assert "is no code of a DICOM Modality" in error
+        assert len(error) < 200
+
+
+def test_parts_of_a_run_that_allowed_other_modalities_are_made_again(kinds: Path, tmp_path: Path) -> None:
+    found = list_images([str(kinds)])
+    many = replace(found, files=tuple(replace(found.files[0], cxr_id=f"x{i}") for i in range(files.MANY)))
+    kept: list[set[str]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "drop_parts", lambda _, keep=(): kept.append(set(keep)))
+        patch.setattr(files, "_missing", lambda *_: [])
+        for allowed in ((), ("MR",), ("OT", "MR"), ("MR", "OT")):
+            store = Store.open(str(tmp_path / "out"))
+            predict_files(ExportedModel({}, b""), many, store, ActorCompute(), lambda: None, allowed)
+    assert kept[0] != kept[1] != kept[2] == kept[3]
+
+
 def test_an_export_overwrites_an_export_alone(model: ExportedModel, tmp_path: Path) -> None:
     write_model(model, open_export(f"{tmp_path}/ours"))
     open_export(f"{tmp_path}/ours")
@@ -109,7 +183,9 @@ def test_an_export_overwrites_an_export_alone(model: ExportedModel, tmp_path: Pa
         open_export(f"{tmp_path}/predicted")
 
 
-@pytest.mark.parametrize("name", ["predictions.json", "areas.csv", "model.json", "overlays/x.png", "overlays"])
+@pytest.mark.parametrize(
+    "name", ["predictions.json", "areas.csv", "notes.csv", "model.json", "overlays/x.png", "overlays"]
+)
 def test_an_out_that_holds_what_we_did_not_make_is_refused(name: str, model: ExportedModel, tmp_path: Path) -> None:
     draw(tmp_path / "x.png")
     (tmp_path / "out" / name).parent.mkdir(parents=True)

@@ -119,9 +119,10 @@ def test_the_plan_counts_the_images_of_data_that_are_there(
 ) -> None:
     study, source = load_study(config)
     assert source is not None
-    counted, faults = survey(config, study, source, Store.open(config.store.root))
+    counted, faults, about = survey(config, study, source, Store.open(config.store.root))
     assert counted == {"weak": 30, "expert_train": 10, "validation": 4, "test": 6}
     assert faults == []
+    assert [line for line in about if "against" not in line] == about[::2], "two lines for each split with masks"
     assert set(parsed.values()) == {1}
     assert run_study(config, plan_only=True) == 0
     text = capsys.readouterr().out
