@@ -41,8 +41,9 @@ ALLOWED: dict[str, set[str]] = {
 }
 RAY = {"cluster", "engine", "sweep"}
 MOST_LINES, MOST_FLOORS, MOST_FLAT = 400, 7, 4
-# torch.load and safetensors raise more than ten kinds of error for damaged files
-MAY_CATCH_EVERYTHING = ["pretraining/checkpoints.py: _load"]
+# ray.init raises Exception itself where a process of Ray does not answer; torch.load and safetensors raise more than
+# ten kinds of error for damaged files
+MAY_CATCH_EVERYTHING = ["cluster/session.py: _start_here", "pretraining/checkpoints.py: _load"]
 
 
 def names(path: Path) -> str:
