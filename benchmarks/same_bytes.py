@@ -4,14 +4,16 @@
 
 Runs tests/tiny.yaml with two methods, three initialisations and two values of p (or with the named overrides) twice:
 on one side with the code of REVISION, in a git worktree, on the other with this working tree, each into a new store.
-Compares results.csv, every record without `run` and `attempt`, and the size and sha256 of every file that a record
-lists (Parquet tables and weights). FOLDER keeps the revision's store, which the next comparison then uses. Prints one
-line for each thing that differs or that one side lacks, then the number of things compared. The exit code is 0 if all
-are equal and 1 if something differs.
+Compares the numbers of results.csv by their keys, every record without `run` and `attempt`, and the size and sha256 of
+every file that a record lists (Parquet tables and weights). FOLDER keeps the revision's store, which the next
+comparison then uses. Prints one line for each thing that differs or that one side lacks, then the number of things
+compared. The exit code is 0 if all are equal and 1 if something differs.
 """
 
 import argparse
+import csv
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -48,11 +50,22 @@ def run_study(code: Path, config: Path, store: Path, overrides: list[str]) -> No
         sys.exit(f"{code}: the study ended with {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
 
 
+def numbers(results: str) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Return iou, low, high and n of every row of results.csv by its keys; keys that once were blank are words now."""
+    rows = list(csv.DictReader(io.StringIO(results)))
+    keys = [*list(rows[0])[: list(rows[0]).index("iou")], "interval"]
+    words = {"method": "expert", "num_expert": "all"}
+    return {
+        tuple(row[key] or words.get(key, "") for key in keys): tuple(row[name] for name in ("iou", "low", "high", "n"))
+        for row in rows
+    }
+
+
 def contents(store: Path) -> dict[str, Any]:
     """Return what must be equal on both sides, by names that do not depend on the attempt."""
     found: dict[str, Any] = {}
     for file in sorted(store.glob("report/*/results.csv")):
-        found[f"report/{file.name}"] = file.read_bytes()
+        found[f"report/{file.name}"] = numbers(file.read_text(encoding="utf-8"))
     for path in sorted(store.glob("*/*/record.json")):
         record = json.loads(path.read_text())
         address = f"{path.parent.parent.name}/{path.parent.name}"

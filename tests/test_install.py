@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from studies import REPOSITORY
 
-SCRIPTS = ("chexseg-sweep", "chexseg-report", "chexseg-explain", "chexseg-predict", "chexseg-export")
+SCRIPTS = ("chexseg-sweep", "chexseg-report", "chexseg-explain", "chexseg-predict", "chexseg-export", "chexseg-store")
 
 
 @pytest.fixture(scope="module")

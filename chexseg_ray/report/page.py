@@ -27,6 +27,7 @@ from chexseg_ray.report.facts import (
 )
 from chexseg_ray.report.figures import draw, figures
 from chexseg_ray.report.findings import findings, gap_text
+from chexseg_ray.report.long_tables import long_files
 from chexseg_ray.report.paper import CAUTION, is_paper, paper_gap_text
 from chexseg_ray.report.paper_tables import table_1, table_2
 from chexseg_ray.report.readers import Comparison, compare, reader_table
@@ -41,7 +42,7 @@ from chexseg_ray.report.results import (
     setting_results,
 )
 from chexseg_ray.report.sections import chosen_rows, contrast_table, interval_texts
-from chexseg_ray.report.tables import MEAN_COLUMN, long_csv, main_table
+from chexseg_ray.report.tables import MEAN_COLUMN, main_table
 from chexseg_ray.report.text import STAR, markdown, number
 from chexseg_ray.report.whole_images import RULE, explained, mark, zero_notes, zero_thresholds
 from chexseg_ray.store.step import Record
@@ -196,7 +197,7 @@ def _write(config: StudyConfig, study: Study, store: Store, records: Mapping[str
     below = "\n".join(["", RULE, *(f"  {line}" for line in results.zeros)]) if results.zeros else ""
     files |= {
         "index.html": _page(config, study, store, records, results, pictures).encode(),
-        "results.csv": long_csv(results.points, results.settings, pathologies, level).encode(),
+        **long_files(results.points, results.settings, pathologies, level),
         "contrasts.json": _json(list(map(_contrast_data, results.contrasts))),
         "table.md": (markdown(main, names) + below).encode(),
         "table.txt": ("\n".join(aligned([row[:num_printed] for row in [names, *main]])) + below).encode(),

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 from chexseg_ray.command import Asked, run_study_job, study_parser
+from chexseg_ray.config.schema import StudyConfig
+from chexseg_ray.errors import InputError
 
 DESCRIPTION = """\
 Run a study: build what is missing of it, and write its report.
@@ -15,10 +17,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = study_parser(DESCRIPTION)
     plan = "print what is built, what is not and why, and what it costs; run nothing"
     parser.add_argument("--plan", action="store_true", help=plan)
+    verify = "compare the source images with what was decoded of them; run nothing"
+    parser.add_argument("--verify", action="store_true", help=verify)
     return run_study_job(parser, _run, arguments)
 
 
 def _run(asked: Asked) -> int:
     from chexseg_ray.sweep.run import run_study
 
+    if asked.flags.verify:
+        if asked.flags.plan:
+            raise InputError("--plan and --verify: give one of them")
+        return _verify(asked.config)
     return run_study(asked.config, plan_only=asked.flags.plan, asked=asked.text)
+
+
+def _verify(config: StudyConfig) -> int:
+    from chexseg_ray.store.store import Store
+    from chexseg_ray.study.sources import load_study, refuse_credentials_in
+    from chexseg_ray.sweep.verify import verify_sources
+
+    refuse_credentials_in(config)
+    study, source = load_study(config)
+    return verify_sources(config, study, source, Store.open(config.store.root))

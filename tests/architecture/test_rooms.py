@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "stages": {*SCIENCE, "config", "engine", "errors", "progress", "store"},
     "sweep": {*BASE, "command", "cluster", "engine", "plan", "report", "stages", "study"},
     "predict": {*BASE, "command", "cluster", "data", "engine", "segmentation", "study"},
+    "upkeep": {*BASE, "command", "cluster", "study"},
     "report": {*BASE, "command", "data", "evaluation", "segmentation", "study"},
 }
 RAY = {"cluster", "engine", "sweep"}

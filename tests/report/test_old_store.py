@@ -32,9 +32,21 @@ def old_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def numbers(results: Path) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """iou, low, high and n of every row by its keys; keys that were blank then are words now."""
+    with results.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    first, values = list(rows[0]).index("iou"), ("iou", "low", "high", "n")
+    keys = [*list(rows[0])[:first], "interval"]
+    words = {"method": "expert", "num_expert": "all"}
+    found = {tuple(row[key] or words.get(key, "") for key in keys): tuple(row[name] for name in values) for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_a_store_of_commit_01ca184_has_every_step_and_gives_the_same_results(old_store: Path) -> None:
-    before = (old_store / "report" / "tiny" / "results.csv").read_bytes()
+    before = numbers(old_store / "report" / "tiny" / "results.csv")
     config = load_config(FROZEN / "tiny.yaml", [f"store.root={old_store}", *OVERRIDES])
     study, _ = load_study(config)
     store = Store.open(str(old_store))
@@ -42,7 +54,7 @@ def test_a_store_of_commit_01ca184_has_every_step_and_gives_the_same_results(old
     assert len(planned) == 36
     assert all(item.built for item in planned)
     write_report(config, study, store)
-    assert (old_store / "report" / "tiny" / "results.csv").read_bytes() == before
+    assert numbers(old_store / "report" / "tiny" / "results.csv") == before
 
 
 def test_a_row_of_its_results_is_explained_down_to_the_phantom(old_store: Path) -> None:
