@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -27,6 +27,10 @@ from chexseg_ray.store.store import Store
 _ENTRIES, _AREAS, _REJECTS, _NOTES = "predictions.json", "areas.csv", "rejects.csv", "notes.csv"
 _MARK = f"overlays/{MADE}"
 _OUTPUT = (_ENTRIES, _AREAS, _REJECTS, _NOTES, "overlays", CARD)
+_MARK_TEXT = (
+    "Drawn by jobs/predict.py, which passes them over as X-rays, and deletes of the files listed here what a later run "
+    "does not draw:"
+)
 _MAX_PRINTED = 10  # rejects that are printed one by one
 _MAX_SUMMARISED = 5  # X-rays, up to which the masks that were found are printed
 _COLUMNS = {
@@ -73,11 +77,9 @@ def run_predict(model: ExportedModel, x_rays: XRays, out: str, allowed: Sequence
     from chexseg_ray.predict.files import MANY, drop_parts, predict_files
 
     store, number = open_predictions(out), len(x_rays.files)
-    store.put(
-        _MARK,
-        b"Drawn by jobs/predict.py, which passes them over as X-rays, "
-        b"and which deletes here what a later run does not draw.\n",
-    )
+    drawn = {f"{x_ray.cxr_id}.png" for x_ray in x_rays.files}
+    earlier = _marked(store)
+    _mark(store, drawn | earlier)  # of both, in case this run is killed
     for line in describe(model.card):
         say(line)
     session = RaySession(dashboard=False, num_cpus=cpus_here())
@@ -89,14 +91,28 @@ def run_predict(model: ExportedModel, x_rays: XRays, out: str, allowed: Sequence
     num_done, num_rejected = _write(store, groups)
     store.put(CARD, (json.dumps(model.card, indent=1) + "\n").encode())
     drop_parts(store)
-    drawn = {f"{x_ray.cxr_id}.png" for x_ray in x_rays.files}
-    for name in {*store.names("overlays")} - drawn - {MADE}:
-        store.delete(f"overlays/{name}")  # of an earlier run, perhaps of another model
+    for name in earlier & {*store.names("overlays")} - drawn:
+        if store.exists(f"overlays/{name}"):
+            store.delete(f"overlays/{name}")  # of an earlier run, perhaps of another model
+    _mark(store, drawn)
     if num_rejected == number:
         rule = f"no X-rays that can be read (PNG, JPEG or DICOM; {store.shown(_REJECTS)})"
         raise InputError(f"{number} of {number} files are {rule}: name others")
     say(f"{num_done} of {number} X-rays predicted: {store.shown(_ENTRIES)}, {_AREAS}, overlays/")
     return 3 if num_rejected else 0
+
+
+def _mark(store: Store, names: Collection[str]) -> None:
+    """Mark the folder of overlays as this job's, with the names of the files that it draws there."""
+    store.put(_MARK, "".join(f"{line}\n" for line in (_MARK_TEXT, *sorted(names))).encode(errors="surrogateescape"))
+
+
+def _marked(store: Store) -> set[str]:
+    """The names of the overlays that earlier runs drew; none where there is no mark, or one of an old version."""
+    try:
+        return set(store.get(_MARK).decode(errors="surrogateescape").split("\n")[1:]) - {"", MADE}
+    except FileNotFoundError:
+        return set()
 
 
 def _write(store: Store, groups: Iterator[Mapping[str, Any]]) -> tuple[int, int]:

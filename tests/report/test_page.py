@@ -118,3 +118,34 @@ def test_any_change_of_the_packages_code_makes_the_report_anew(tmp_path: Path, m
         assert not is_rewritten(), name
     (package / "data" / "new.py").write_text("")
     assert is_rewritten()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_report_deletes_its_own_earlier_files_and_nothing_else(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    study, store = fill(tmp_path, config), Store.open(str(tmp_path))
+    write_report(config, study, store)
+    folder = tmp_path / "report" / "tiny"
+    assert (folder / "contrasts.csv").is_file()
+    (folder / "notes.txt").write_text("mine")
+    (folder / "drafts").mkdir()
+    (folder / "drafts" / "index.html").write_text("mine")
+    without = config_of(tmp_path, "report.contrasts=[]")
+    write_report(without, study, store)
+    assert not (folder / "contrasts.csv").exists()
+    assert (folder / "notes.txt").read_text() == (folder / "drafts" / "index.html").read_text() == "mine"
+    listed = set((folder / "files.txt").read_text().splitlines())
+    assert listed | {"files.txt", "made_of.sha256", "notes.txt", "drafts"} == {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_error_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    study, store = fill(tmp_path, config, skip=4), Store.open(str(tmp_path))
+    for step, content in zip(
+        (step for _, step in study.points), (b"", b"[]", b'{"error": 3}', b"[" * 2000), strict=False
+    ):
+        store.put(f"{step.address}/failed.json", content)
+    write_report(config, study, store)
+    page = (tmp_path / "report" / "tiny" / "index.html").read_text()
+    assert page.count("its error cannot be read (failed.json is damaged)") == 3

@@ -410,3 +410,17 @@ def test_weights_of_another_type_than_the_networks_are_refused(model: ExportedMo
     bent = to_safetensors(tensors | {name: tensors[name].long()})
     with pytest.raises(InputError, match=r"do not go together \(encoder.conv1.weight is of torch.int64, expected"):
         open_model(ExportedModel(model.card, bent))
+
+
+def test_files_of_the_user_in_the_folder_of_overlays_stay(model: ExportedModel, tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        draw(tmp_path / "in" / f"{name}.png")
+    overlays = tmp_path / "out" / "overlays"
+    assert predict(model, tmp_path / "out", tmp_path / "in") == 0
+    (overlays / "notes.txt").write_text("mine")
+    (overlays / "figures").mkdir()
+    (overlays / "figures" / "figure1.png").write_bytes(b"mine")
+    (tmp_path / "in" / "y.png").unlink()
+    assert predict(model, tmp_path / "out", tmp_path / "in") == 0
+    assert sorted(os.listdir(overlays)) == [MADE, "figures", "notes.txt", "x.png"]
+    assert (overlays / "figures" / "figure1.png").read_bytes() == b"mine"
