@@ -4,10 +4,12 @@ An error that the user can act on becomes one line and an exit code.
 """
 
 import argparse
+import errno
 import io
 import json
 import os
 import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -23,6 +25,17 @@ from chexseg_ray.progress import one_line, say
 
 DEFAULT_CONFIG = "demo"
 EXIT_CODES = "Exit codes: 0 done, 2 bad config or data, 3 some trials failed, 75 try again later, 130 or 143 stopped."
+# a full or read-only disk (of temporary files, say), a failing one, or too many open files or processes
+_MACHINE_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EAGAIN,
+)
 _PACKAGE = Path(__file__).resolve().parent
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.[^=]+)?=")
 
@@ -134,6 +147,12 @@ def guarded(parser: Parser, run: Callable[[argparse.Namespace], int], arguments:
         for line in (f"error: {error}", *getattr(error, "__notes__", ())):
             print(one_line(without_credentials(line)), file=sys.stderr, flush=True)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in _MACHINE_ERRORS:
+            raise  # a fault of the program
+        text = f"error: {error}: free space, or raise the limit, then run again"
+        print(one_line(without_credentials(text)), file=sys.stderr, flush=True)
+        return TransientError.exit_code
 
 
 def _refuse_another_checkout(script: Path) -> None:
@@ -142,6 +161,12 @@ def _refuse_another_checkout(script: Path) -> None:
     if script.resolve().parent.name == "jobs" and beside.is_dir() and beside != _PACKAGE:
         remedy = f"run pip install --editable {beside.parent}, or set PYTHONPATH={beside.parent}"
         raise InputError(f"{script}: the installed chexseg_ray is that of {_PACKAGE.parent}: {remedy}")
+
+
+def command_line() -> str:
+    """Return the command line of this process, as a shell takes it."""
+    program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else [sys.argv[0]]
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 def is_override(word: str) -> bool:

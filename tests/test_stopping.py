@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from chexseg_ray.command import Parser, guarded
 from chexseg_ray.errors import Stopped, stop_on_signals, stopped
 
 JOB = """
@@ -87,3 +88,20 @@ def test_notes_are_kept() -> None:
     assert stopped(error).exit_code == 130
     own = Stopped(signal.SIGTERM)
     assert stopped(own) is own
+
+
+@pytest.mark.parametrize(("number", "code"), [(28, 75), (30, 75), (24, 75), (2, None)])
+def test_a_full_disk_or_too_many_files_anywhere_is_one_line(
+    number: int, code: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(_: object) -> int:
+        raise OSError(number, os.strerror(number), "/tmp/x")
+
+    if code is None:
+        with pytest.raises(OSError, match="No such file"):
+            guarded(Parser("test"), work, [])
+    else:
+        assert guarded(Parser("test"), work, []) == code
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: [Errno {number}] ")
+        assert error.count("\n") == 1

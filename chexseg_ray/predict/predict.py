@@ -12,10 +12,11 @@ from typing import IO, Any
 from chexseg_ray.cluster.machine import cpus_here
 from chexseg_ray.cluster.nodes import nodes
 from chexseg_ray.cluster.session import RaySession, on_cluster
+from chexseg_ray.command import command_line
 from chexseg_ray.config.resources import ActorCompute
 from chexseg_ray.data.dicom import FOR_PROCESSING, XRAY_MODALITIES
 from chexseg_ray.data.xrays import count_notes, note_lines
-from chexseg_ray.errors import InputError
+from chexseg_ray.errors import InputError, TransientError
 from chexseg_ray.predict.card import CARD, ExportedModel
 from chexseg_ray.predict.listing import MADE, XRays
 from chexseg_ray.predict.model import describe
@@ -84,11 +85,17 @@ def run_predict(model: ExportedModel, x_rays: XRays, out: str, allowed: Sequence
         say(line)
     session = RaySession(dashboard=False, num_cpus=cpus_here())
     try:
-        resources = _resources(session, x_rays, store, out) if number >= MANY else ActorCompute(max_actors=1)
-        groups = predict_files(model, x_rays, store, resources, session.start, allowed)
-    finally:
-        session.stop()
-    num_done, num_rejected = _write(store, groups)
+        try:
+            resources = _resources(session, x_rays, store, out) if number >= MANY else ActorCompute(max_actors=1)
+            groups = predict_files(model, x_rays, store, resources, session.start, allowed)
+        finally:
+            session.stop()
+        num_done, num_rejected = _write(store, groups)
+    except (TransientError, KeyboardInterrupt) as error:
+        if number >= MANY:
+            error.add_note(f"finished groups of X-rays are kept in {store.shown('')}")
+            error.add_note(f"to go on: {command_line()}")
+        raise
     store.put(CARD, (json.dumps(model.card, indent=1) + "\n").encode())
     drop_parts(store)
     for name in earlier & {*store.names("overlays")} - drawn:

@@ -1,8 +1,6 @@
 """Runs a whole study: the shared steps in the driver, then the missing points as trials, then the report."""
 
 import importlib
-import shlex
-import sys
 import threading
 import time
 from collections import Counter
@@ -17,6 +15,7 @@ from chexseg_ray.cluster.machine import cpus_here, gpus_here
 from chexseg_ray.cluster.nodes import growth, nodes, refuse_local_roots, with_workers
 from chexseg_ray.cluster.session import RaySession, on_cluster, ray_works
 from chexseg_ray.cluster.waiting import Watch
+from chexseg_ray.command import command_line
 from chexseg_ray.config.axes import SweepPoint
 from chexseg_ray.config.schema import StudyConfig
 from chexseg_ray.engine.execution import Execution, make_execution, no_ray_to_start
@@ -85,7 +84,7 @@ def run_study(config: StudyConfig, plan_only: bool = False, asked: str = "") -> 
         raise
     say(f"{time.monotonic() - start:.0f} s")
     if failed:
-        say(f"{len(failed)} of {len(study.points)} trainings failed; to try them again: {_command()}")
+        say(f"{len(failed)} of {len(study.points)} trainings failed; to try them again: {command_line()}")
     return 3 if failed else 0
 
 
@@ -94,19 +93,13 @@ def _kept_and_next(study: Study, store: Store) -> list[str]:
     try:
         built = store.find_all(study.steps())
     except TransientError:
-        return [f"finished steps are kept; to go on: {_command()}"]
+        return [f"finished steps are kept; to go on: {command_line()}"]
     if not built:
         return []
     points = sum(step.address in built for _, step in study.points)
     shared = sum(not KINDS[address.split("/")[0]].per_trial for address in built)
     kept = f"{shared} shared steps and {points} of {len(study.points)} trainings are kept in {store.root}"
-    return [f"{kept}; unfinished trainings go on from their last saved state", f"to go on: {_command()}"]
-
-
-def _command() -> str:
-    """The command line of this process, as a shell takes it."""
-    program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else [sys.argv[0]]
-    return shlex.join([*program, *sys.argv[1:]])
+    return [f"{kept}; unfinished trainings go on from their last saved state", f"to go on: {command_line()}"]
 
 
 def _show_plan(config: StudyConfig, store: Store) -> None:
