@@ -8,6 +8,7 @@ has caught that it is gone; the exit code is 1 if one survives.
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -96,10 +97,8 @@ def run_tests(root: Path, tests: Sequence[str], seconds: float) -> tuple[int | N
     except subprocess.TimeoutExpired:
         output = ""
     code = process.poll()
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
     return code, "\n".join(output.strip().splitlines()[-25:])
 
@@ -139,6 +138,7 @@ def main() -> int:
         for guard in guards:
             print(guard.name, guard.file, *guard.tests, sep="\n    ")
         return 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it, and tests would inherit that
     start = time.monotonic()
     results: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="guards_", ignore_cleanup_errors=True) as folder:

@@ -1,12 +1,14 @@
 """matplotlib as all figures use it: without a display, and with every text drawn as it is written."""
 
 import io
+import logging
 import warnings
 from typing import Any
 
 
 def pyplot() -> Any:
     """Return matplotlib's pyplot; a `$` in a name is a dollar, not the beginning of a formula."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # else it speaks of its cache where HOME is read-only
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chexseg_ray.data.images import ImageError, decode_grey
+from chexseg_ray.data.images import ImageError, decode_grey, header_size
 from chexseg_ray.data.xrays import decode_xray
 
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -134,3 +134,14 @@ def test_a_png_that_would_inflate_costs_no_memory() -> None:
     with pytest.raises(ImageError, match="too_large"):
         decode_xray(data)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kB"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_header_of_too_many_pixels_has_no_size(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow decodes a whole PNG to look for its EXIF, so the size is judged before."""
+    data = file_of(Image.fromarray(np.zeros((20, 30), dtype=np.uint8)), kind)
+    monkeypatch.setattr("chexseg_ray.data.images.MAX_PIXELS", 600)
+    assert header_size(io.BytesIO(data)) == (20, 30)
+    monkeypatch.setattr("chexseg_ray.data.images.MAX_PIXELS", 599)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
+    assert header_size(io.BytesIO(data)) is None
