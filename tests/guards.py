@@ -38,6 +38,7 @@ class Guard:
         text: the guard, which occurs once in the file.
         without: what stands there when it is taken out.
         tests: which of pytest must then fail, at least one of them.
+        seconds: the most that they may take, where they never end without the guard; 0 for the usual time.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Guard:
     text: str
     without: str
     tests: tuple[str, ...]
+    seconds: float = 0.0
 
 
 def read_guards(path: Path = GUARDS) -> list[Guard]:
@@ -120,7 +122,7 @@ def take_out(guard: Guard, root: Path, seconds: float) -> str:
         return "text not found"
     path.write_text(whole.replace(guard.text, guard.without), encoding="utf-8")
     try:
-        code, _ = run_tests(root, guard.tests, seconds)
+        code, _ = run_tests(root, guard.tests, guard.seconds or seconds)
     finally:
         path.write_text(whole, encoding="utf-8")
     return {None: "caught (no end)", _FAILED: "caught", _PASSED: "SURVIVED"}.get(code, f"pytest ends with {code}")
