@@ -1,4 +1,4 @@
-"""Images of every mode and format, against references that do not decode by Pillow's own conversion (faults.md 4, 5)."""
+"""Images of every mode and format, against references that are computed by hand (docs/faults.md 3 to 6)."""
 
 import io
 import struct
@@ -43,7 +43,7 @@ def test_transparency_is_laid_on_black(mode: str, colours: np.ndarray) -> None:
     if mode == "PA":  # a palette whose entries have an opacity each
         indices = np.arange(256, dtype=np.uint8).reshape(16, 16)
         image = Image.fromarray(indices).convert("P")
-        image.putpalette(sum(([i, i, i] for i in range(256)), []))
+        image.putpalette([i for i in range(256) for _ in range(3)])
         data = file_of(image, transparency=bytes(range(255, -1, -1)))
         assert is_near(decode_grey(data), indices * ((255.0 - indices) / 255), 1.5)
         return
@@ -75,7 +75,7 @@ def test_a_cmyk_jpeg_is_as_bright_as_its_rgb(colours: np.ndarray) -> None:
 def test_a_palette_is_looked_up() -> None:
     indices = np.arange(256, dtype=np.uint8).reshape(16, 16)
     image = Image.fromarray(indices).convert("P")
-    image.putpalette(sum(([255 - i, 255 - i, 255 - i] for i in range(256)), []))
+    image.putpalette([255 - i for i in range(256) for _ in range(3)])
     assert np.array_equal(decode_grey(file_of(image)), 255 - indices)
 
 

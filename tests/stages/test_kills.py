@@ -71,14 +71,14 @@ class Run:
         return self.process.returncode, out, without_rays_lines(error)
 
     def pids(self, *words: bytes) -> list[int]:
-        """Its processes, the driver too, whose command line has one of some words; all without words."""
+        """Its processes, the driver too; with words, those of Ray that work on something that has one in its name."""
         found = []
         for pid in marked(f"RAY_TMPDIR={self.folder}"):
             try:
                 line = Path(f"/proc/{pid}/cmdline").read_bytes()
             except OSError:
                 continue
-            if not words or any(word in line for word in words):
+            if not words or (line.startswith(b"ray::") and any(word in line for word in words)):
                 found.append(pid)
         return found
 
@@ -185,7 +185,7 @@ def test_a_cam_actor_killed_in_its_batch_leaves_each_row_once(
     leave_out(store_copy, "cams")
     study = run(store_copy)
     study.until(lambda: parts_of(store_copy, "cams"))
-    actors = study.pids(b"MapWorker", b"_GuardedActor")
+    actors = study.pids(b"MapWorker")
     for pid in actors:
         os.kill(pid, signal.SIGKILL)
     assert actors, [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in study.pids()]
@@ -212,7 +212,7 @@ def test_a_trial_that_is_killed_fails_alone_and_the_next_run_trains_it(
     leave_out(store_copy, "segmentation", trials=(0, 1))
     study = run(store_copy, "compute.max_failures=0", "compute.state_seconds=0")
     study.until(lambda: len({path.parent for path in states_of(store_copy, "segmentation")}) == 2)
-    trials = study.pids(b"ImplicitFunc", b"_trial")
+    trials = study.pids(b"ImplicitFunc")
     assert trials
     os.kill(trials[0], signal.SIGKILL)
     code, out, error = study.ended()
