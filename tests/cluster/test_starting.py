@@ -33,7 +33,8 @@ def work(flags):
     handlers = [getattr(signal.getsignal(n), "__module__", "") for n in (signal.SIGINT, signal.SIGTERM)]
     pid = pid_of_raylet(ray._private.worker.global_worker.node.raylet_socket_name)
     answer = ray.get(ray.remote(lambda: 7).remote())
-    facts = {"handlers": handlers, "raylet": pid, "answer": answer, "token": os.environ.get("RAY_AUTH_TOKEN_PATH")}
+    facts = {"handlers": handlers, "raylet": pid, "answer": answer, "token": os.environ.get("RAY_AUTH_TOKEN_PATH"),
+             "loopback": os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")}
     print("facts", json.dumps(facts), flush=True)
     if flags.end:
         session.stop()
@@ -80,6 +81,7 @@ def test_a_local_ray_gives_the_signals_back_closes_its_token_and_is_watched(fold
     token = Path(folder) / ".ray" / "auth_token"
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     assert facts["answer"] == 7
+    assert facts["loopback"] == "0", "what it does is measured by tests/stages/test_job.py, on a network card"
     os.kill(int(str(facts["raylet"])), signal.SIGKILL)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 75

@@ -126,7 +126,7 @@ def test_nodes_that_are_lost_during_a_training_and_during_cams_change_nothing(
     cluster.until(lambda: bool(list(store.glob("classifier/*/state/*3-*"))))
     lose_a_working_node()
     out, _ = ended(driver, 0)
-    assert "failed" not in out
+    assert "failed: " not in out
     assert (store / RESULTS).read_bytes() == (tiny_store / RESULTS).read_bytes()
 
 

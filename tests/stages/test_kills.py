@@ -131,6 +131,62 @@ def parts_of(store: Path, name: str) -> list[Path]:
     return [path for path in store.glob(f"{name}/*/*/**/part-*.parquet") if path.suffix != ".tmp"]
 
 
+def stop(study: Run, number: signal.Signals, kept: str) -> None:
+    """Send a study a signal, and check its end: code, lines, and that no process of it is left within 30 s."""
+    study.process.send_signal(number)
+    start = time.monotonic()
+    code, _, error = study.ended(SECONDS_TO_STOP)
+    assert code == 128 + number, error
+    name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    assert the_error(error) == f"error: stopped by {name}"
+    what, go_on = error.splitlines()[1:]
+    assert kept in what
+    assert go_on.startswith("to go on: python ")
+    while study.pids():
+        assert time.monotonic() - start < SECONDS_TO_STOP, study.pids()
+        time.sleep(0.1)
+
+
+def goes_on(study: Run, store: Path, undisturbed: Path) -> None:
+    """Check that the same command ends with the results of an undisturbed study, and has left nothing half done."""
+    code, out, error = study.ended()
+    assert (code, error) == (0, ""), out
+    assert (store / RESULTS).read_bytes() == (undisturbed / RESULTS).read_bytes()
+    assert not list(store.rglob("*.tmp"))
+
+
+def test_an_actor_that_is_killed_in_its_batch_and_ctrl_c_in_the_sweep_lose_nothing(
+    store_copy: Path, tiny_store: Path, run: Callable[..., Run]
+) -> None:
+    """One actor makes two files of CAMs: it is killed as soon as the first is there. Then Ctrl-C, in a trial.
+
+    The command that goes on has a read-only home and a locale without UTF-8, which change nothing.
+    """
+    leave_out(store_copy, "cams", "segmentation")
+    (store_copy / RESULTS).unlink()
+    study = run(store_copy, "compute.state_seconds=0")
+    study.until(lambda: parts_of(store_copy, "cams"))
+    actors = study.pids(b"MapWorker")
+    for pid in actors:
+        os.kill(pid, signal.SIGKILL)
+    assert actors
+    assert not list(store_copy.glob("cams/*/record.json")), "it was killed before its end"
+    study.until(lambda: states_of(store_copy, "segmentation"))
+    stop(study, signal.SIGINT, "shared steps and 1 of 2 trainings are kept")
+
+    (made,), (before,) = records(store_copy, "cams"), records(tiny_store, "cams")
+    assert made.attempt != before.attempt
+    assert [(f.path, f.sha256) for f in made.files] == [(f.path, f.sha256) for f in before.files]
+    store = Store.open(str(store_copy))
+    for split in ("weak", "expert_train"):
+        (images,) = [r for r in records(store_copy, "images") if r.config["split"] == split]
+        ids = store.read_tables(made, f"cams/{split}/", ["cxr_id"]).column("cxr_id").to_pylist()
+        assert ids == store.read_tables(images, "images/", ["cxr_id"]).column("cxr_id").to_pylist()
+        assert len(ids) == len(set(ids)) > 0
+    again = run(store_copy, "compute.state_seconds=0", HOME="/proc", LC_ALL="POSIX", PYTHONUTF8=None)
+    goes_on(again, store_copy, tiny_store)
+
+
 MOMENTS: dict[str, tuple[tuple[str, ...], Callable[[Path], list[Any]]]] = {
     "stage of Ray Data": (("cams",), lambda store: parts_of(store, "cams")),
     "training in the driver": (("classifier",), lambda store: states_of(store, "classifier")),
@@ -138,70 +194,19 @@ MOMENTS: dict[str, tuple[tuple[str, ...], Callable[[Path], list[Any]]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("moment", "number"),
-    [
-        ("trials", signal.SIGINT),
-        pytest.param("trials", signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param("training in the driver", signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param("training in the driver", signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param("stage of Ray Data", signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param("stage of Ray Data", signal.SIGTERM, marks=pytest.mark.slow),
-    ],
-)
-def test_a_study_that_is_stopped_says_so_leaves_no_process_and_goes_on(
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_study_that_is_stopped_anywhere_says_so_and_goes_on(
     moment: str, number: signal.Signals, store_copy: Path, tiny_store: Path, run: Callable[..., Run]
 ) -> None:
-    """The command that goes on has a read-only home and a locale without UTF-8, which change nothing."""
     steps, begun = MOMENTS[moment]
     leave_out(store_copy, *steps)
     (store_copy / RESULTS).unlink()
     study = run(store_copy, "compute.state_seconds=0")
     study.until(lambda: begun(store_copy))
-    study.process.send_signal(number)
-    start = time.monotonic()
-    code, _, error = study.ended(SECONDS_TO_STOP)
-    assert code == 128 + number, error
-    name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-    assert the_error(error) == f"error: stopped by {name}"
-    kept, go_on = error.splitlines()[1:]
-    assert "shared steps and 1 of 2 trainings are kept" in kept
-    assert go_on.startswith("to go on: python ")
-    while study.pids():
-        assert time.monotonic() - start < SECONDS_TO_STOP, study.pids()
-        time.sleep(0.1)
-    assert not list(store_copy.rglob("*.tmp"))
-
-    again = run(store_copy, "compute.state_seconds=0", HOME="/proc", LC_ALL="POSIX", PYTHONUTF8=None)
-    code, out, error = again.ended()
-    assert (code, error) == (0, ""), out
-    assert (store_copy / RESULTS).read_bytes() == (tiny_store / RESULTS).read_bytes()
-
-
-def test_a_cam_actor_killed_in_its_batch_leaves_each_row_once(
-    store_copy: Path, tiny_store: Path, run: Callable[..., Run]
-) -> None:
-    """Two files of images go through one actor: it is killed as soon as the first file of CAMs is there."""
-    leave_out(store_copy, "cams")
-    study = run(store_copy)
-    study.until(lambda: parts_of(store_copy, "cams"))
-    actors = study.pids(b"MapWorker")
-    for pid in actors:
-        os.kill(pid, signal.SIGKILL)
-    assert actors, [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in study.pids()]
-    assert not list(store_copy.glob("cams/*/record.json")), "it was killed before its end"
-    code, out, error = study.ended()
-    assert (code, error) == (0, ""), out
-    (made,), (before,) = records(store_copy, "cams"), records(tiny_store, "cams")
-    assert made.attempt != before.attempt
-    assert [(f.path, f.sha256) for f in made.files] == [(f.path, f.sha256) for f in before.files]
-    for split in ("weak", "expert_train"):
-        (images,) = [r for r in records(store_copy, "images") if r.config["split"] == split]
-        store = Store.open(str(store_copy))
-        ids = store.read_tables(made, f"cams/{split}/", ["cxr_id"]).column("cxr_id").to_pylist()
-        assert ids == store.read_tables(images, "images/", ["cxr_id"]).column("cxr_id").to_pylist()
-        assert len(ids) == len(set(ids)) > 0
-    assert (store_copy / RESULTS).read_bytes() == (tiny_store / RESULTS).read_bytes()
+    stop(study, number, "shared steps and 1 of 2 trainings are kept")
+    goes_on(run(store_copy, "compute.state_seconds=0"), store_copy, tiny_store)
 
 
 @pytest.mark.slow
