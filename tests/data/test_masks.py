@@ -57,6 +57,7 @@ def test_lung_opacity_serves_airspace_opacity() -> None:
             "hold 'é', which no COCO run-length string",
         ),
         (entry(Edema={"size": [4, 5], "counts": "o" * 9}), "counts"),
+        (entry(Edema={"size": [4, 5], "counts": _encode_runs([10, -4, 14])}), "a run of negative length"),
         (entry(Edema=GOOD, img_size=[0, 3]), r"not \[height, width\]"),
     ],
 )
