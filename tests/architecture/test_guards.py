@@ -1,4 +1,4 @@
-"""What guards.py says of a guard that is caught, survives, is not where the list says, or without which nothing ends."""
+"""What guards.py says of a guard that is caught, survives, or is not where the list says."""
 
 from pathlib import Path
 
