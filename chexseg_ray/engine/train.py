@@ -6,6 +6,7 @@ processes, each has its share of every batch (`Replica`), and only rank 0 writes
 """
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -267,6 +268,7 @@ def run_training(loop: Loop, job: TrainingJob[Any], resources: WorkerCompute, ex
         if execution.report is not None:
             execution.report({key: value for key, value in metrics.items() if key != "made"})
 
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # else it says that it runs here, where no Ray runs yet
     TorchTrainer(lambda: loop(job, capture), scaling_config=ScalingConfig(num_workers=0)).fit()
     return _made_from(last)
 
@@ -298,7 +300,7 @@ def _run_group(loop: Loop, job: TrainingJob[Any], resources: WorkerCompute, exec
             storage_path=store.path(".ray"),
         ),
     )
-    trainer.__dict__["_register_sigint_handler"] = _no_handler  # Ctrl-C is raised, see stopping.py
+    trainer.__dict__["_register_sigint_handler"] = _no_handler  # Ctrl-C is raised, see errors.py
     try:
         trainer.fit()
     except WorkerGroupError as error:

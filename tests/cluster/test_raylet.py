@@ -4,13 +4,17 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 from chexseg_ray.cluster.raylet import RayletWatch, pid_of_raylet
 
 
 def sleeping(*arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", *arguments])
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", *arguments])
+    while not Path(f"/proc/{process.pid}/cmdline").read_bytes():  # for a moment after exec
+        time.sleep(0.001)
+    return process
 
 
 def test_a_raylet_is_found_by_its_socket_and_missed_when_it_dies() -> None:

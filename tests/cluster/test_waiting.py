@@ -1,5 +1,6 @@
 """What a run says while it waits for nodes."""
 
+import inspect
 import time
 from collections.abc import Callable
 
@@ -68,3 +69,9 @@ def test_a_cluster_that_does_not_answer_once_is_asked_again(monkeypatch: pytest.
         until(lambda: bool(lines))
     assert len(answers) >= 3
     assert "such a node must join it" in lines[0]
+
+
+def test_the_first_line_comes_within_30_seconds() -> None:
+    """On the clock that a study uses, two looks apart at most."""
+    defaults = {name: field.default for name, field in inspect.signature(Watch).parameters.items()}
+    assert defaults["patience"] + 2 * defaults["every"] <= 30

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from chexseg_ray.data.masks import Rle, decode_rle, encode_rle, is_empty, rasterise, read_mask_json
+from chexseg_ray.data.masks import Rle, _encode_runs, decode_rle, encode_rle, is_empty, rasterise, read_mask_json
 from chexseg_ray.errors import InputError
 
 
@@ -57,6 +57,7 @@ def test_lung_opacity_serves_airspace_opacity() -> None:
             "hold 'é', which no COCO run-length string",
         ),
         (entry(Edema={"size": [4, 5], "counts": "o" * 9}), "counts"),
+        (entry(Edema={"size": [4, 5], "counts": _encode_runs([10, -4, 14])}), "a run of negative length"),
         (entry(Edema=GOOD, img_size=[0, 3]), r"not \[height, width\]"),
     ],
 )
@@ -101,3 +102,14 @@ def test_a_mask_file_of_another_data_set_may_use_its_own_names() -> None:
     assert masks["img_a"]["Airspace Opacity"].counts == rle["counts"] == masks["img_a"]["Edema"].counts
     with pytest.raises(InputError, match="Airspace Opacity: is missing"):
         read_mask_json(data, "own.json", ["Airspace Opacity"])
+
+
+def test_a_mask_is_not_decoded_beyond_its_bounds() -> None:
+    """A mask of a table, which no mask file's check has seen."""
+    whole = 40_000 * 50_000
+    for rle in (Rle(40_000, 50_000, _encode_runs([whole])), Rle(0, 5, ""), Rle(-4, -5, GOOD["counts"])):
+        with pytest.raises(ValueError, match="is out of bounds"):
+            decode_rle(rle)
+    for height, width in ((4, 6), (2, 10**7)):
+        with pytest.raises(ValueError, match=f"runs cover 20 pixels, size {height} x {width}"):
+            decode_rle(Rle(height, width, GOOD["counts"]))

@@ -4,6 +4,7 @@ import argparse
 import collections
 import io
 import json
+import os
 import pickle
 import random
 import struct
@@ -313,3 +314,17 @@ def test_bent_files_are_read_or_refused_and_take_no_memory() -> None:
         assert len(message) < 300
         assert "\n" not in message
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kB"
+
+
+def test_a_name_that_no_weights_need_is_refused_though_nothing_calls_it() -> None:
+    stream = io.BytesIO()
+    torch.save({"a": torch.ones(2), "b": os.getcwd}, stream)
+    with pytest.raises(ValueError, match=r"it holds a \w+\.getcwd: save only its state_dict"):
+        read_state(stream.getvalue())
+
+
+@pytest.mark.parametrize("pack", [old_file, in_zip], ids=["old file", "zip"])
+def test_a_call_of_what_only_may_be_named_is_refused(pack: Callable[[bytes], bytes]) -> None:
+    """A storage's type stands in every file of weights; called with a number, it would allocate."""
+    pickled = calling(torch.FloatStorage, 10**13)
+    assert refusal(pack(pickled)).endswith("(it calls torch.FloatStorage: save only its state_dict)")

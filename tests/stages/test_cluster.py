@@ -76,7 +76,9 @@ def test_a_local_root_is_refused(cluster: Nodes, tmp_path: Path) -> None:
 
 def test_what_the_cluster_cannot_give_is_said_before_anything_waits_for_it(cluster: Nodes, tmp_path: Path) -> None:
     overrides = [SHARED, "compute.cams={num_cpus: 1, num_gpus: 1, min_actors: 1, max_actors: 1}"]
+    start = time.monotonic()
     error = fault(sweep(cluster, tmp_path / "store", *overrides), 2)
+    assert time.monotonic() - start < 30
     asked = "compute.cams asks for 1 x 1 CPU + 1 GPU and 1 x 1 CPU"
     there = "the cluster has 2 nodes of 1 CPU, 1 node of no CPU for work"
     assert error.startswith(f"error: {asked}; {there}: lower compute.cams")
@@ -96,6 +98,36 @@ def test_nodes_that_are_lost_and_join_in_the_middle_of_a_sweep_change_nothing(
     assert "failed" not in out
     assert (upstream / RESULTS).read_bytes() == (tiny_store / RESULTS).read_bytes()
     assert {node["id"] for node in cluster.nodes()} == {working[1]["id"], joined}
+
+
+@pytest.mark.slow
+def test_nodes_that_are_lost_during_a_training_and_during_cams_change_nothing(
+    cluster: Nodes, tiny_store: Path, tmp_path: Path
+) -> None:
+    """A node is lost as its worker trains a classifier, and one as its actor has made half of the CAMs."""
+    store = Path(shutil.copytree(tiny_store, tmp_path / "store"))
+    for name in ("cams", "classifier", "evaluation", "report"):
+        for path in store.glob(f"{name}/*"):
+            record = json.loads((path / "record.json").read_text()) if name == "classifier" else {"config": {}}
+            if record["config"].get("architecture") in (None, "resnet18"):
+                shutil.rmtree(path)
+
+    def lose_a_working_node() -> None:
+        cluster.until(lambda: any(node["used"] >= 1 for node in cluster.nodes()))
+        lost = next(node for node in cluster.nodes() if node["used"] >= 1)
+        cluster.ask(f"lose {lost['id']}")
+        cluster.ask("join 1")
+
+    training = "compute.classifier={num_workers: 1, num_cpus: 1, num_gpus: 0, threads: 1}"
+    driver = sweep(cluster, store, SHARED, "compute.state_seconds=0", training)
+    cluster.until(lambda: bool(list(store.glob("cams/*/*/cams/*/*.parquet"))))
+    lose_a_working_node()
+    assert not list(store.glob("cams/*/record.json"))
+    cluster.until(lambda: bool(list(store.glob("classifier/*/state/*3-*"))))
+    lose_a_working_node()
+    out, _ = ended(driver, 0)
+    assert "failed: " not in out
+    assert (store / RESULTS).read_bytes() == (tiny_store / RESULTS).read_bytes()
 
 
 @pytest.mark.slow

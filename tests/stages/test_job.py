@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -238,14 +239,41 @@ def test_a_jobs_exit_code_is_the_studys(head: Head, tmp_path: Path) -> None:
         assert "evidence.yaml" in {path.name for path in (package / "configs").iterdir()}, "a study that a job may name"
 
 
+def without_token(head: Head, folder: Path) -> dict[str, str]:
+    """An environment whose RAY_ADDRESS is the head's, and which knows no token."""
+    env = {k: v for k, v in head.env.items() if not k.startswith("RAY_AUTH")}
+    return env | {"RAY_AUTH_MODE": "disabled", "HOME": str(folder)}
+
+
 @pytest.mark.slow
 def test_a_driver_without_the_token_is_told_which_variables_to_set(head: Head, tmp_path: Path) -> None:
-    env = {k: v for k, v in head.env.items() if not k.startswith("RAY_AUTH")} | {"RAY_AUTH_MODE": "disabled"}
-    env |= {"RAY_ADDRESS": f"127.0.0.1:{head.port}", "HOME": str(tmp_path)}
+    env = without_token(head, tmp_path) | {"RAY_ADDRESS": f"127.0.0.1:{head.port}"}
     command = [sys.executable, "jobs/sweep.py", str(TINY), f"store.root={tmp_path}"]
     done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 75, done.stdout + done.stderr
     assert "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH" in done.stderr.splitlines()[-1]
+
+
+def test_the_jobs_api_runs_nothing_without_the_token_and_says_what_to_set(head: Head, tmp_path: Path) -> None:
+    """What `ray job submit` says is Ray's own; whoever asks the API itself gets 401 and no job."""
+    for method, path in (("GET", "/api/jobs/"), ("POST", "/api/jobs/"), ("POST", "/api/jobs/x/stop")):
+        for headers in ({}, {"Authorization": "Bearer wrong"}):
+            body = json.dumps({"entrypoint": f"touch {tmp_path}/ran"}).encode() if method == "POST" else None
+            request = urllib.request.Request(f"{head.address}{path}", body, headers, method=method)
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                urllib.request.urlopen(request, timeout=20)
+            assert caught.value.code in (401, 403)
+            caught.value.close()
+    before = head.get("/api/jobs/")
+    command = ["ray", "job", "submit", "--address", head.address, "--", "touch", f"{tmp_path}/ran"]
+    done = subprocess.run(
+        command, env=without_token(head, tmp_path), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode != 0
+    assert "RAY_AUTH_MODE" in done.stdout + done.stderr
+    assert "RAY_AUTH_TOKEN_PATH" in done.stdout + done.stderr
+    assert head.get("/api/jobs/") == before
+    assert not (tmp_path / "ran").exists()
 
 
 def listening(pids: list[int], of: int) -> set[str]:

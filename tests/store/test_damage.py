@@ -116,6 +116,16 @@ def test_a_record_of_an_old_version_has_no_hash_and_is_read(built: tuple[Store, 
     assert store.find(STEP) is not None
 
 
+def test_a_whole_record_of_another_step_is_not_this_ones(built: tuple[Store, Record]) -> None:
+    """As in a store whose folders were copied by hand."""
+    store, record = built
+    other = Step(STEP.name, 1, {"size": 64, "rate": 0.5})
+    store.put(f"{other.address}/record.json", record.to_json())
+    assert store.find(STEP) is not None
+    assert store.find(other) is None
+    assert store.find_all([other, STEP]).keys() == {STEP.address}
+
+
 @pytest.mark.parametrize(
     "fields",
     [

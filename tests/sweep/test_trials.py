@@ -1,6 +1,8 @@
 """How trials are packed: several in a slot by fraction, the first named first, none left waiting."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -102,3 +104,30 @@ def test_trials_are_no_longer_started_once_the_storage_has_failed_in_three(
     assert "0 done" in states
     assert "1 failed" in states
     assert len(list((tmp_path / "began").iterdir())) < 8
+
+
+def killed(space: Mapping[str, Any], folder: Path) -> None:
+    """A trial; the second is killed, as the system does for its memory."""
+    from ray import tune
+
+    (folder / f"{space['point']}.{len(list(folder.iterdir()))}").touch()
+    if space["point"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    tune.report({"built": True})
+
+
+@pytest.mark.ray
+def test_a_trial_that_is_killed_starts_again_as_often_as_it_may_and_the_others_finish(
+    tmp_path: Path, private_ray: Callable[[], None]
+) -> None:
+    private_ray()
+    resources = {str(i): WorkerCompute(num_cpus=2.0) for i in range(4)}
+    states: list[str] = []
+    (tmp_path / "began").mkdir()
+    work = partial(killed, folder=tmp_path / "began")
+    stopped = fit_trials(
+        work, resources, 1, str(tmp_path / "tune"), lambda label, state: states.append(f"{label} {state}")
+    )
+    assert stopped == {}
+    assert {state for state in states if "running" not in state} == {"0 done", "1 failed", "2 done", "3 done"}
+    assert len(list((tmp_path / "began").glob("1.*"))) == 2, "it may start once more"
