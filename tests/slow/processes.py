@@ -114,3 +114,22 @@ def threads(pid: int) -> int:
         return len(os.listdir(f"/proc/{pid}/task"))
     except OSError:
         return 0
+
+
+def shared(pid: int) -> float:
+    """Megabytes of shared memory that a process has touched; 0 for one that has ended."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0
+    found = re.search(r"RssShmem:\s+(\d+) kB", text)
+    return int(found[1]) / 1e3 if found else 0.0
+
+
+def shared_files(pid: int) -> set[str]:
+    """The files in /dev/shm that a process has mapped."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:
+        return set()
+    return {line.split(maxsplit=5)[5] for line in lines if "/dev/shm/" in line and not line.endswith("(deleted)")}
