@@ -167,3 +167,26 @@ def test_a_row_without_patient_is_refused_and_so_is_another_layout_without_a_col
     without = {name: column for name, column in NAMES.items() if name != "Patient"}
     with pytest.raises(InputError, match="name the column of patients as Patient"):
         read_csv(OTHER, "own.csv", ["Airspace Opacity"], without)
+
+
+LONG = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        csv(row(TRAIN, ",".join([LONG] * 14))),
+        csv(row(f"other/{LONG}.jpg")),
+        csv(row(f"/train/{LONG}.jpg")),
+        csv(*[row(f"train/p/s/{LONG}.jpg")] * 2),
+        csv(row(f"train/p/s/{LONG}.jpg"), row(f"train/p/s/{LONG}.png")),
+        csv(row(TRAIN, head=f"Male,60,{LONG},AP")),
+        csv("", columns=(*COLUMNS, LONG, LONG)),
+    ],
+    ids=["label", "layout", "absolute", "twice", "one id", "view", "column"],
+)
+def test_what_a_message_quotes_of_a_file_is_cut(data: bytes) -> None:
+    with pytest.raises(InputError) as caught:
+        read_csv(data, "train.csv", ["Edema", "No Finding"])
+    assert "999" in str(caught.value)
+    assert len(str(caught.value)) < 1500

@@ -13,9 +13,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +31,23 @@ KINDS = ("driver", "group", "worker", "actor", "raylet")
 MOST_LINES = 3  # on the error stream of one run
 SECONDS_TO_END = 30.0  # for what a killed process leaves behind
 PLACES = ("state", "report", "tensorboard", "record.json")  # where no half-written file may stay
+
+
+@contextmanager
+def own_environment(**more: str) -> Iterator[dict[str, str]]:
+    """An environment whose HOME, TMPDIR and RAY_TMPDIR no other run has, and which ends with its folder."""
+    folder = tempfile.mkdtemp(prefix="cx")  # short: Ray's sockets lie below
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    own = {name: f"{folder}/{name[:1].lower()}" for name in ("HOME", "TMPDIR", "RAY_TMPDIR")}
+    for path in own.values():
+        Path(path).mkdir()
+    yield env | own | {"PYTHONPATH": str(REPOSITORY)} | more
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def counting() -> dict[str, str]:
+    """More of an environment, with which a study writes down its steps and updates."""
+    return {"PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(Path(__file__).parent / "counting")))}
 
 
 @dataclass(frozen=True)
@@ -213,6 +232,19 @@ class Chaos:
             f"undisturbed {self.seconds[0]:.0f} s; lost {sum(lost):.0f} s, {each:.1f} s per kill",
             f"the last process that a kill had orphaned was gone after {self.last_orphans:.1f} s",
         ]
+
+
+def check(chaos: Chaos) -> None:
+    """Nothing is lost, changed or left, and nothing but one error was printed."""
+    expected = made(chaos.stores[0])
+    for store in chaos.stores[1:]:
+        found = made(store)
+        assert found.keys() == expected.keys()
+        assert [name for name in expected if found[name] != expected[name]] == []
+        assert half_written(store) == []
+    assert chaos.faults == []
+    assert chaos.alive() == []
+    assert chaos.repeated()["finished steps built again"] == 0
 
 
 def made(root: Path) -> dict[str, object]:

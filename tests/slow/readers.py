@@ -630,3 +630,24 @@ READERS: dict[str, type[Reader]] = {
     "failure": Failures,
     "bootstrap": Bootstrap,
 }
+
+# damaged files of each in `make test`, some ten seconds in all
+FEW = {
+    "config": 12,
+    "override": 12,
+    "csv": 20,
+    "masks": 300,
+    "pictures": 200,
+    "dicom": 100,
+    "checkpoint": 200,
+    "record": 100,
+    "old record": 100,
+    "table": 100,
+    "state": 30,
+    "card": 8,
+    "weights": 4,
+    "results": 25,
+    "names": 60,
+    "failure": 100,
+    "bootstrap": 20,
+}

@@ -33,7 +33,8 @@ TINY_TRIALS = [
     "report.contrasts=[]",
 ]
 SECONDS_TO_END = 30.0
-_ROLES = {"gcs_server": "gcs", "raylet": "raylet", "ray::ImplicitFunc": "trials' process", "sweep.py": "driver"}
+_TRIALS = "ray::ImplicitFunc"  # how Tune's actors call themselves
+_ROLES = {"gcs_server": "gcs", "raylet": "raylet"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Soak:
                 alive = of_environment(f"RAY_TMPDIR={self.env['RAY_TMPDIR']}")
                 seen |= {process.pid: process for process in alive}
                 memory_files |= {name for process in alive for name in shared_files(process.pid)}
-                self._sample(alive, self._done() - began)
+                self._sample(alive, self._done() - began, job.pid)
                 time.sleep(every)
         self.seconds, self.trials = time.monotonic() - start, self._done() - began
         self.output, self.errors = out.read_text(), err.read_text()
@@ -98,9 +99,10 @@ class Soak:
         """Number of trials that are built."""
         return len(list(self.store.glob("evaluation/*/record.json")))
 
-    def _sample(self, alive: Sequence[Process], done: int) -> None:
+    def _sample(self, alive: Sequence[Process], done: int, driver: int) -> None:
         for process in alive:
-            role = next((role for word, role in _ROLES.items() if word in process.command), None)
+            role = "trials' process" if process.command.startswith(_TRIALS) else _ROLES.get(process.name)
+            role = "driver" if process.pid == driver else role
             if role:
                 pid = process.pid
                 held = Held(resident(pid), shared(pid), descriptors(pid), threads(pid))
@@ -108,7 +110,7 @@ class Soak:
         self.actors.append((done, sum(process.command.startswith("ray::") for process in alive)))
 
     def second_half(self, role: str) -> list[tuple[int, list[tuple[int, Held]]]]:
-        """The processes of a role that lived through most of the second half of the trials, with their samples there."""
+        """The processes of a role that lived through most of the second half of the trials, with samples."""
         found = []
         for (its_role, pid), samples in self.held.items():
             late = [(done, held) for done, held in samples if self.trials / 2 <= done < self.trials and held.own]
@@ -143,9 +145,8 @@ class Soak:
                 shown = f"{first.own:.0f} to {last.own:.0f} MB ({slope:+.1f} MB per 1,000 trials)"
                 more = f"shared {first.shared:.0f} to {last.shared:.0f} MB"
                 files_shown = f"files {first.files} to {last.files} ({files:+.1f})"
-                lines.append(
-                    f"  {role:<15} second half: {shown}, {more}, {files_shown}, threads {last.threads} ({of_threads:+.1f})"
-                )
+                threads_shown = f"threads {last.threads} ({of_threads:+.1f})"
+                lines.append(f"  {role:<15} second half: {shown}, {more}, {files_shown}, {threads_shown}")
         first_half, second_half = self.most_actors()
         processes = len([key for key in self.held if key[0] == "trials' process"])
         lines.append(f"  Ray's worker processes: at most {first_half}, then {second_half}; {processes} ran trials")
