@@ -162,9 +162,11 @@ def _parse(data: bytes, source: str) -> pd.DataFrame:
     if not rows:
         raise InputError(f"{source}: no CSV that can be read (it is empty): {remedy}")
     names = rows[0]
-    repeated = [name for i, name in enumerate(names) if name in names[:i]]
-    if repeated:
-        raise InputError(f"{source}: has two columns {quoted(repeated[0])}: remove one")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise InputError(f"{source}: has two columns {quoted(name)}: remove one")
+        seen.add(name)
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(names):
             fault = f"has {len(row)} cells, the header {len(names)}"

@@ -86,10 +86,10 @@ class Chaos:
     kills: list[str] = field(default_factory=list)
     exits: Counter[int] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
-    last_orphans: float = 0.0
+    last_orphan: tuple[float, str] = (0.0, "none")
     faults: list[str] = field(default_factory=list)
     stores: list[Path] = field(default_factory=list)
-    _leaving: list[tuple[float, list[Process]]] = field(default_factory=list)
+    _leaving: list[tuple[float, list[Process]]] = field(default_factory=list)  # since when, and who still lives
     _runs: int = 0
 
     def alive(self) -> list[Process]:
@@ -171,17 +171,16 @@ class Chaos:
         return True
 
     def _collect(self, wait: bool = False) -> None:
-        """Look which of the processes that a kill has orphaned still live."""
-        for item in [*self._leaving]:
-            killed, orphans = item
+        """Look which of the processes that a kill has orphaned still live; `wait` waits until none does."""
+        for killed, orphans in [*self._leaving]:
             if wait:
                 wait_until(lambda orphans=orphans: not still_there(orphans), killed + SECONDS_TO_END - time.monotonic())
-            left = still_there(orphans)
-            since = time.monotonic() - killed
+            left, since = still_there(orphans), time.monotonic() - killed
+            self._leaving.remove((killed, orphans))
             if left and since < SECONDS_TO_END:
+                self._leaving.append((killed, left))
                 continue
-            self._leaving.remove(item)
-            self.last_orphans = max(self.last_orphans, since)
+            self.last_orphan = max(self.last_orphan, (since, ", ".join(process.name for process in orphans)))
             if left:
                 names = ", ".join(f"{process.pid} {process.name}" for process in left)
                 self.faults.append(f"{since:.0f} s after a kill there are still {names}")
@@ -230,7 +229,8 @@ class Chaos:
             "exit codes of all runs: " + ", ".join(f"{code}: {number}" for code, number in sorted(self.exits.items())),
             "again: " + ", ".join(f"{what} {number}" for what, number in self.repeated().items()),
             f"undisturbed {self.seconds[0]:.0f} s; lost {sum(lost):.0f} s, {each:.1f} s per kill",
-            f"the last process that a kill had orphaned was gone after {self.last_orphans:.1f} s",
+            f"the last processes that a kill had orphaned were gone after {self.last_orphan[0]:.1f} s: "
+            + self.last_orphan[1],
         ]
 
 

@@ -52,7 +52,7 @@ class Reader:
 
     valid = 1  # the first of its seeds that it must accept; the others need only be of its form
     most_memory = 600_000_000  # bytes that the process may use beyond what it has at its start
-    most_seconds = 10.0  # of CPU for one file
+    most_seconds = 5.0  # of CPU for one file
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
