@@ -89,7 +89,8 @@ class Soak:
         wait_until(lambda: not still_there(seen.values()), SECONDS_TO_END)
         self.left = [f"process {process.pid} {process.name}" for process in still_there(seen.values())]
         self.left += [name for name in memory_files if os.path.exists(name)]
-        self.left += [str(path) for path in Path(self.env["TMPDIR"]).iterdir()]
+        # files, and not folders: importing torch makes torchinductor_USER, which stays empty
+        self.left += [str(path) for path in Path(self.env["TMPDIR"]).rglob("*") if not path.is_dir()]
         self.left += [str(path) for path in self.store.rglob("*.tmp")]
         self.left += [str(path) for path in self.store.glob("*/*/state")]
         self.left += [str(path) for path in self.store.glob("*/*/failed.json")]

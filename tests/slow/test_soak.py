@@ -32,6 +32,6 @@ def test_two_thousand_trials_leave_nothing_and_no_process_grows(
     for role, most in MOST_GROWTH.items():
         assert soak.slopes(role, "own"), role
         assert max(soak.slopes(role, "own")) < most, role
-        assert max(soak.slopes(role, "files")) < 2, role
-        assert max(soak.slopes(role, "threads")) < 2, role
+        assert max(soak.slopes(role, "files")) < 5, role
+        assert max(soak.slopes(role, "threads")) < 5, role
         assert max(soak.slopes(role, "shared")) < 5, role
