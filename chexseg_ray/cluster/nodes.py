@@ -11,6 +11,8 @@ from chexseg_ray.plan.demand import Node, still_to_come
 from chexseg_ray.store.filesystem import open_filesystem
 
 _BOOTSTRAP = Path("~/ray_bootstrap_config.yaml").expanduser()  # where `ray up` puts a cluster's file on its head
+_MOST = 1e15  # of a resource in that file; memory is in bytes
+_REMEDY = "compute.autoscaling, which is read instead"
 
 
 def one_line_of(error: BaseException) -> str:
@@ -43,6 +45,7 @@ def growth(config: StudyConfig) -> list[Node]:
         config: the study's config.
 
     Raises:
+        InputError: that file cannot be read as one.
         TransientError: the cluster does not report which nodes are alive.
     """
     if config.compute.autoscaling:
@@ -50,10 +53,32 @@ def growth(config: StudyConfig) -> list[Node]:
         return still_to_come(kinds, sum(max_nodes for _, max_nodes in kinds), nodes())
     if not _BOOTSTRAP.is_file():
         return []
-    cluster = yaml.safe_load(_BOOTSTRAP.read_text(encoding="utf-8"))
-    types = {name: kind for name, kind in cluster["available_node_types"].items() if name != cluster["head_node_type"]}
-    kinds = [(kind["resources"], kind.get("max_workers", cluster["max_workers"])) for kind in types.values()]
-    return still_to_come(kinds, cluster["max_workers"], nodes())
+    return still_to_come(*_kinds_in(_BOOTSTRAP), nodes())
+
+
+def _kinds_in(path: Path) -> tuple[list[tuple[Node, int]], int]:
+    """Read the file of a cluster that `ray up` made.
+
+    Returns:
+        The resources of a node and the largest number of nodes of each kind but the head's, and that of all kinds.
+
+    Raises:
+        InputError: the file is none of `ray up`, or a number is none.
+    """
+    try:
+        cluster = yaml.safe_load(path.read_text(encoding="utf-8"))
+        head, types, most = (cluster[name] for name in ("head_node_type", "available_node_types", "max_workers"))
+        others = [kind for name, kind in types.items() if name != head]
+        kinds = [(kind["resources"], kind.get("max_workers", most)) for kind in others]
+        numbers = [*(limit for _, limit in kinds), *(n for resources, _ in kinds for n in resources.values()), most]
+        if not all(isinstance(number, int | float) and 0 <= number < _MOST for number in numbers):
+            raise ValueError(f"a number is not in 0 to {_MOST:.0g}")
+        return [(resources, int(limit)) for resources, limit in kinds], int(most)
+    except (OSError, yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {one_line_of(error)}"
+    except RecursionError:
+        reason = "it is nested too deeply"
+    raise InputError(f"{path}: is not the file of a cluster of `ray up` ({reason}): repair it, or set {_REMEDY}")
 
 
 def with_workers(config: StudyConfig) -> StudyConfig:

@@ -38,8 +38,9 @@ def on_cluster() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-# What Ray prints as the value of RAY_BACKEND_LOG_LEVEL is read, in every run and whatever the value
-_NO_NEWS = b"Set ray log level from environment variable"
+# What Ray prints as the value of RAY_BACKEND_LOG_LEVEL is read, in every run and whatever the value, and on a machine
+# without a way to the internet
+_NO_NEWS = (b"Set ray log level from environment variable", b"Failed to determine local IP via external connectivity")
 
 _JOIN_SECONDS = 25.0  # a healthy cluster is joined in 3
 
@@ -157,7 +158,7 @@ def _filtered_stderr() -> Iterator[int]:
             os.dup2(terminal, 2)
             os.close(terminal)
             held.seek(0)
-            lines = [] if failed else [line for line in held.readlines() if _NO_NEWS not in line]
+            lines = [] if failed else [line for line in held.readlines() if not any(text in line for text in _NO_NEWS)]
             os.write(2, b"".join(lines))
 
 

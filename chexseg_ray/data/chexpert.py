@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from chexseg_ray.data.pathologies import names_of
-from chexseg_ray.errors import InputError
+from chexseg_ray.errors import InputError, quoted, shortened
 
 COLUMNS = (
     "Path",
@@ -38,6 +38,7 @@ _LABEL_VALUES = {"": np.nan, "1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -
 _FROM_SPLIT_ON = re.compile(r"(?:^|/)((?:train|valid|val|test)/(.+))$")
 _CONTROL_CHARACTER_OR_DRIVE = re.compile(r"[\x00-\x1f]|^\w+:")
 _VIEW_IN_PATH = re.compile(r"(?i)(?<![a-z])(frontal|lateral)(?![a-z])")
+_LONGEST = 300  # characters of a path in a message
 _SUFFIX = re.compile(r"\.\w+$")
 
 
@@ -121,10 +122,9 @@ def _identities(paths: Sequence[str], source: str) -> pd.DataFrame:
     matches = [_FROM_SPLIT_ON.search(path) for path in paths]
     for row, (path, match) in enumerate(zip(paths, matches, strict=True), start=2):
         if match is None:
-            raise InputError(
-                f"{source} row {row}: Path {path!r} names no train/, valid/, val/ or test/ folder: "
-                "give CheXpert's layout, or name the column of patients as Patient in data.columns"
-            )
+            rule = "names no train/, valid/, val/ or test/ folder"
+            remedy = "give CheXpert's layout, or name the column of patients as Patient in data.columns"
+            raise InputError(f"{source} row {row}: Path '{shortened(path, _LONGEST)}' {rule}: {remedy}")
     below = [match.group(2) for match in matches if match]
     out = pd.DataFrame({"path": [match.group(1) for match in matches if match]})
     out["cxr_id"] = [_cxr_id(path) for path in below]
@@ -162,9 +162,11 @@ def _parse(data: bytes, source: str) -> pd.DataFrame:
     if not rows:
         raise InputError(f"{source}: no CSV that can be read (it is empty): {remedy}")
     names = rows[0]
-    repeated = [name for i, name in enumerate(names) if name in names[:i]]
-    if repeated:
-        raise InputError(f"{source}: has two columns {repeated[0]!r}: remove one")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise InputError(f"{source}: has two columns {quoted(name)}: remove one")
+        seen.add(name)
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(names):
             fault = f"has {len(row)} cells, the header {len(names)}"
@@ -179,7 +181,7 @@ def _checked_path(path: str, source: str, row: int) -> str:
     climbs = ".." in path.replace("\\", "/").split("/")
     if not path or is_absolute or climbs or _CONTROL_CHARACTER_OR_DRIVE.search(path):
         rule = "leaves the data root or is not a plain relative path"
-        raise InputError(f"{source} row {row}: Path {path!r} {rule}: correct the row")
+        raise InputError(f"{source} row {row}: Path '{shortened(path, _LONGEST)}' {rule}: correct the row")
     return path
 
 
@@ -192,9 +194,11 @@ def _refuse_duplicates(identities: pd.DataFrame, source: str) -> None:
     row = int(np.flatnonzero(repeated.to_numpy())[0])
     first = int(np.flatnonzero((ids == ids.iloc[row]).to_numpy())[0])
     if paths.iloc[first] == paths.iloc[row]:
-        raise InputError(f"{source} row {row + 2}: Path {paths.iloc[row]!r} repeats row {first + 2}: remove one row")
-    both = f"Paths {paths.iloc[first]!r} (row {first + 2}) and {paths.iloc[row]!r} (row {row + 2})"
-    raise InputError(f"{source}: {both} give the same cxr_id {ids.iloc[row]!r}: rename one file or remove one row")
+        path = shortened(paths.iloc[row], _LONGEST)
+        raise InputError(f"{source} row {row + 2}: Path '{path}' repeats row {first + 2}: remove one row")
+    one, other, cxr_id = (shortened(text, _LONGEST) for text in (paths.iloc[first], paths.iloc[row], ids.iloc[row]))
+    both = f"Paths '{one}' (row {first + 2}) and '{other}' (row {row + 2})"
+    raise InputError(f"{source}: {both} give the same cxr_id '{cxr_id}': rename one file or remove one row")
 
 
 def _views(table: pd.DataFrame, paths: pd.Series, column: str, source: str) -> Sequence[str | None]:
@@ -209,7 +213,7 @@ def _views(table: pd.DataFrame, paths: pd.Series, column: str, source: str) -> S
     views = [view.strip().lower() for view in table[column]]
     for row, view in enumerate(views, start=2):
         if view not in ("frontal", "lateral"):
-            raise InputError(f"{source} row {row}: {column} is {view!r}: write Frontal or Lateral")
+            raise InputError(f"{source} row {row}: {column} is {quoted(view)}: write Frontal or Lateral")
     return views
 
 
@@ -217,14 +221,14 @@ def _labels(table: pd.DataFrame, pathology: str, names: Sequence[str], source: s
     """Read the labels of a pathology, float64 [rows], from the first of its names that the table has."""
     column = next((name for name in names if name in table.columns), None)
     if column is None:
-        quoted = " or ".join(repr(name) for name in names)
+        options = " or ".join(repr(name) for name in names)
         remedy = f"correct the file or data.pathologies, or name {pathology!r} in data.columns"
-        raise InputError(f"{source}: has no column {quoted}: {remedy}")
+        raise InputError(f"{source}: has no column {options}: {remedy}")
     texts = table[column].tolist()
     values = [_LABEL_VALUES.get(text.strip()) for text in texts]
     if None in values:
         row = values.index(None)
-        raise InputError(f"{source} row {row + 2}: {column} is {texts[row]!r}: a label is 1, 0, -1 or blank")
+        raise InputError(f"{source} row {row + 2}: {column} is {quoted(texts[row])}: a label is 1, 0, -1 or blank")
     return np.asarray(values, dtype=np.float64)
 
 
@@ -243,6 +247,6 @@ def refuse_shared_patients(patients: dict[str, Iterable[str]]) -> None:
         for second in names[i + 1 :]:
             shared = sorted(sets[first] & sets[second])
             if shared:
-                fault = f"share {len(shared)} patients ({', '.join(shared[:10])})"
+                fault = f"share {len(shared)} patients ({', '.join(map(shortened, shared[:10]))})"
                 remedy = "keep each patient in one split: remove the rows from one file"
                 raise InputError(f"{first} and {second} {fault}: {remedy}")

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from chexseg_ray.data.chexpert import COLUMNS
 from chexseg_ray.data.pathologies import PATHOLOGIES
-from chexseg_ray.errors import InputError
+from chexseg_ray.errors import InputError, shortened
 
 SIZE = "img_size"  # the key of a polygon entry that is no pathology
 
@@ -55,7 +55,7 @@ def refuse_other_names(
             if (closeness >= _SAME and not is_beside) or (closeness >= _SIMILAR and is_absent):
                 what = f"has a mask of {name[:80]!r}, which this study does not know: did you mean {pathology!r}?"
                 remedy = f"rename it, or give the name for {pathology!r} in data.columns"
-                raise InputError(f"{source}: {with_name[0]!r}: {what} ({remedy})")
+                raise InputError(f"{source}: '{shortened(with_name[0], 300)}': {what} ({remedy})")
 
 
 def similar_name(pathology: str, keys: Iterable[str]) -> str | None:

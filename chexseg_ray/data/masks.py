@@ -18,7 +18,7 @@ from chexseg_ray.data.mask_checks import (
     similar_name,
 )
 from chexseg_ray.data.pathologies import names_of
-from chexseg_ray.errors import InputError
+from chexseg_ray.errors import InputError, quoted, shortened
 
 
 @dataclass(frozen=True)
@@ -167,10 +167,10 @@ def read_mask_json(
         first = next(iter(image_masks.values()))
         for name, rle in image_masks.items():
             if (rle.height, rle.width) != (first.height, first.width):
-                raise InputError(
-                    f"{source}: {cxr_id!r}, {name}: size {rle.height} x {rle.width} is not that of its other masks "
-                    f"({first.height} x {first.width}): correct the file"
+                rule = (
+                    f"size {rle.height} x {rle.width} is not that of its other masks ({first.height} x {first.width})"
                 )
+                raise InputError(f"{source}: '{shortened(cxr_id, 300)}', {name}: {rule}: correct the file")
     try:
         refuse_other_units(_drawn(raw, masks, names))
     except ValueError as error:
@@ -193,7 +193,7 @@ def _mask(
 ) -> Rle:
     """Read a pathology's mask from an image's entry, under the first of its names that the entry has."""
     name = next((candidate for candidate in names[pathology] if candidate in entry), None)
-    where = f"{source}: {cxr_id!r}, {pathology}"
+    where = f"{source}: '{shortened(cxr_id, 300)}', {pathology}"
     try:
         if SIZE in entry:
             return _from_polygons(entry[SIZE], entry[name] if name else [])
@@ -210,7 +210,7 @@ def _mask(
 def _size(value: object) -> tuple[int, int]:
     """Check a size [height, width] in pixels and return it."""
     if not (isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)):
-        raise ValueError(f"size is {value!r}, not [height, width]")
+        raise ValueError(f"size is {quoted(value)}, not [height, width]")
     if value[0] * value[1] > MAX_PIXELS:
         raise ValueError(f"size {value[0]} x {value[1]} is out of bounds")
     return value[0], value[1]
@@ -224,7 +224,7 @@ def _from_polygons(size: object, contours: object) -> Rle:
     for contour in contours:
         for point in contour:
             if not (isinstance(point, list) and len(point) == 2 and all(_is_coordinate(number) for number in point)):
-                raise ValueError(f"a contour has the point {point!r}, not [x, y] in pixels")
+                raise ValueError(f"a contour has the point {quoted(point)}, not [x, y] in pixels")
     if not contours:
         return Rle(height, width, _encode_runs([height * width]))
     check_contours(contours, height, width)

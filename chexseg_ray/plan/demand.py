@@ -23,6 +23,7 @@ from chexseg_ray.study.graph import Study
 from chexseg_ray.study.steps import KINDS
 
 _TOLERANCE = 1e-6
+_MOST_NODES = 10_000  # of a kind; no study asks for more at once
 
 Node = Mapping[str, float]  # the total CPU and GPU of one node
 
@@ -131,7 +132,8 @@ def still_to_come(kinds: Sequence[tuple[Node, int]], most: int, living: Sequence
         living: the nodes that are alive, with the head.
 
     Returns:
-        Each node as often as it may come. If `most` is below the sum over the kinds, any one kind may fill it.
+        Each node as often as it may come, at most _MOST_NODES times. If `most` is below the sum over the kinds, any one
+        kind may fill it.
     """
     shapes = Counter((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in living)
     alive = [shapes[resources.get("CPU", 0.0), resources.get("GPU", 0.0)] for resources, _ in kinds]
@@ -139,7 +141,7 @@ def still_to_come(kinds: Sequence[tuple[Node, int]], most: int, living: Sequence
     free = [max(0, limit - number) for (_, limit), number in zip(kinds, alive, strict=True)]
     coming: list[Node] = []
     for (resources, _), number in zip(kinds, free, strict=True):
-        coming += [resources] * min(number, room)
+        coming += [resources] * min(number, room, _MOST_NODES)
     return coming
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chexseg_ray.errors import InputError
+from chexseg_ray.errors import InputError, quoted, shortened
 from chexseg_ray.store.filesystem import refuse_credentials
 from chexseg_ray.store.store import Store
 from chexseg_ray.study.steps import KINDS
@@ -51,10 +51,12 @@ def find_records(what: str, root: str | None) -> Asked:
     found = _ADDRESS.findall(what)
     if not found:
         forms = "a record's folder, an address such as evaluation/0123456789ab, or results.csv:LINE"
-        raise InputError(f"{what}: names no record: give {forms}")
+        raise InputError(f"{shortened(what, 300)}: names no record: give {forms}")
     folder = what.partition(found[-1])[0].rstrip("/")
     if root is None and (not folder or "," in what):
-        raise InputError(f"{found[-1]}: its store is unknown: name the store's folder or URI as --store ROOT")
+        raise InputError(
+            f"{shortened(found[-1])}: its store is unknown: name the store's folder or URI as --store ROOT"
+        )
     return Asked(Store.open(root or folder, "--store"), [found[-1]])
 
 
@@ -77,11 +79,22 @@ def _records_of_row(path: Path, line: int) -> tuple[list[str], str]:
     setting = ", ".join(f"{name} {row[name]}" for name in (*axes, "trial") if row[name])
     title = f"{row['aggregation']} IoU of {row['pathology']}: {row['iou'] or 'undefined'} ({setting})"
     if row["record"]:
-        return [row["record"]], title
-    trials = [other["record"] for other in rows if other["record"] and all(other[name] == row[name] for name in axes)]
+        return [_address(row["record"], path, line)], title
+    trials = [
+        _address(other["record"], path, number)
+        for number, other in enumerate(rows, start=2)
+        if other["record"] and all(other[name] == row[name] for name in axes)
+    ]
     if not trials:
         raise InputError(f"{path} line {line}: no trial of this setting is built: run the study first")
     return list(dict.fromkeys(trials)), title
+
+
+def _address(cell: str, path: Path, line: int) -> str:
+    """Return a cell of the column `record` if it is an address; raise InputError if it is none."""
+    if not _ADDRESS.fullmatch(cell):
+        raise InputError(f"{path} line {line}: its record {quoted(cell)} is no address: write the report again")
+    return cell
 
 
 def explanation(asked: Asked) -> Iterator[str]:
@@ -102,7 +115,9 @@ def explanation(asked: Asked) -> Iterator[str]:
     shown: set[str] = set()
     for address in asked.addresses:
         if store.find_address(address) is None:
-            raise InputError(f"{address}: is not a record of the store {store.root}: name its store as --store ROOT")
+            raise InputError(
+                f"{shortened(address)}: is not a record of the store {store.root}: name its store as --store ROOT"
+            )
         yield from _chain(store, address, addresses, shown)
 
 

@@ -24,7 +24,7 @@ from chexseg_ray.engine.execution import Made, Task
 from chexseg_ray.engine.grouped import Row, group_slices, run_tasks
 from chexseg_ray.engine.pool import load_masks, unpack_masks
 from chexseg_ray.engine.source_tables import SourceTables
-from chexseg_ray.errors import InputError
+from chexseg_ray.errors import InputError, shortened
 from chexseg_ray.stages.counts import COUNTS, count_rows, originals
 from chexseg_ray.store.filesystem import Source
 from chexseg_ray.store.step import Record
@@ -131,7 +131,7 @@ def _refuse_other_sizes(found: Mapping[str, Mapping[str, Rle]], images: Mapping[
         rle, image = next(iter(found[cxr_id].values())), images[cxr_id]
         if (rle.height, rle.width) != (image["height"], image["width"]):
             rule = f"its masks are {rle.height} x {rle.width} pixels, the expert's {image['height']} x {image['width']}"
-            raise InputError(f"{name}: {cxr_id!r}: {rule}: correct the file")
+            raise InputError(f"{name}: '{shortened(cxr_id, 300)}': {rule}: correct the file")
 
 
 def _count(

@@ -31,7 +31,7 @@ from chexseg_ray.data.xrays import xray_size
 from chexseg_ray.engine.execution import Made, Task
 from chexseg_ray.engine.source_tables import Masks, SourceTables
 from chexseg_ray.engine.tables import manifest_schema
-from chexseg_ray.errors import InputError
+from chexseg_ray.errors import InputError, shortened
 from chexseg_ray.progress import say
 from chexseg_ray.store.filesystem import Source, storage
 
@@ -193,7 +193,7 @@ def _refuse_unknown_views(csv_name: str, table: pd.DataFrame, settings: Settings
     """
     unknown = table[~table["view_is_known"]]
     if len(settings.views) < 2 and len(unknown):
-        rule = f"Path {unknown['path'].iloc[0]!r} does not say frontal or lateral, and no column does"
+        rule = f"Path '{shortened(unknown['path'].iloc[0], 300)}' does not say frontal or lateral, and no column does"
         remedy = "name the column of Frontal/Lateral in data.columns, or set data.views=[frontal, lateral]"
         raise InputError(f"{csv_name} row {unknown.index[0] + 2}: {rule}: {remedy}")
 
@@ -256,7 +256,7 @@ def _refuse_outside(source: Source, csv_name: str, paths: pd.Series) -> None:
 
     for row, path in enumerate(paths, start=2):
         if not is_inside(path):
-            rule = f"Path {path!r} leads out of the data root through a link"
+            rule = f"Path '{shortened(path, 300)}' leads out of the data root through a link"
             raise InputError(f"{csv_name} row {row}: {rule}: copy the file into it")
 
 
@@ -283,7 +283,7 @@ def _refuse_other_sizes(source: Source, csv_name: str, masks_name: str, table: p
             continue
         if size is not None and size != (rle.height, rle.width):
             rule = f"its masks are {rle.height} x {rle.width} pixels, the image {size[0]} x {size[1]}"
-            raise InputError(f"{masks_name}: {cxr_id!r}: {rule}: correct the file")
+            raise InputError(f"{masks_name}: '{shortened(cxr_id, 300)}': {rule}: correct the file")
 
 
 def _size_in_header(source: Source, where: str) -> tuple[int, int] | None:
@@ -327,9 +327,8 @@ def _annotated(table: pd.DataFrame, masks: Masks, csv_name: str, masks_name: str
     """
     unknown = sorted(set(masks) - set(table["cxr_id"]))
     if unknown:
-        raise InputError(
-            f"{masks_name}: {len(unknown)} ids are not in {csv_name}, first {unknown[0]!r}: correct the file"
-        )
+        rule = f"{len(unknown)} ids are not in {csv_name}, first '{shortened(unknown[0], 300)}'"
+        raise InputError(f"{masks_name}: {rule}: correct the file")
     return table["cxr_id"].isin(masks.keys())
 
 

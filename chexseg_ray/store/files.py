@@ -166,12 +166,14 @@ class Files:
     def names(self, relative: str) -> list[str]:
         """List the names of files and folders directly below the folder `relative`, sorted; none if it does not exist.
 
+        A name that is not UTF-8, which nothing of ours has, is left out.
+
         Raises:
             TransientError: the storage refuses or does not answer.
         """
         selector = pafs.FileSelector(self.path(relative), allow_not_found=True)
         with storage("listed", self.path(relative)):
-            return sorted(info.base_name for info in self._fs.get_file_info(selector))
+            return sorted(filter(None, map(_name, self._fs.get_file_info(selector))))
 
     def side_by_side(self, work: Callable[[T], R], items: Iterable[T]) -> Iterable[R]:
         """Call a function on each item.
@@ -190,3 +192,11 @@ class Files:
             return map(work, items)
         with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
             return list(pool.map(work, items))
+
+
+def _name(info: pafs.FileInfo) -> str | None:
+    """The last part of a path; None where it is not UTF-8."""
+    try:
+        return str(info.base_name)
+    except UnicodeDecodeError:
+        return None

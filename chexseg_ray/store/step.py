@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 _CHECKSUM = "sha256"  # in a record's run
+_MOST = 2**63  # of rows, rejects and bytes
 _FINGERPRINT = re.compile("[0-9a-f]{12}")
 _TYPES: dict[str, type] = {
     "name": str,
@@ -208,8 +209,9 @@ def _check_form(content: Json) -> None:
         raise ValueError("a file is listed twice")
     if not all(_FINGERPRINT.fullmatch(text) for text in (content["fingerprint"], *content["inputs"].values())):
         raise ValueError("a fingerprint is not 12 hex digits")
-    if min(content["rows"], content["rejects"], *(entry["size"] for entry in content["files"])) < 0:
-        raise ValueError("a number is negative")
+    numbers = (content["rows"], content["rejects"], *(entry["size"] for entry in content["files"]))
+    if not all(0 <= number < _MOST for number in numbers):
+        raise ValueError("a number is negative or too large")
 
 
 def _check_types(content: Json, types: Mapping[str, type], where: str) -> None:

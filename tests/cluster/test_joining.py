@@ -1,5 +1,6 @@
 """What a driver is told that cannot join its cluster, and what a cluster's own file says may come."""
 
+import os
 import socket
 from pathlib import Path
 
@@ -171,3 +172,37 @@ def test_what_is_lost_of_ray_may_be_tried_again_and_a_bug_stays_a_bug() -> None:
             raise lost
     with pytest.raises(ZeroDivisionError), session.ray_works():
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: [",
+        "[" * 3000,
+        "a: \0",
+        "a: \xff",
+        "- a",
+        "available_node_types: {}\nhead_node_type: a",
+        "available_node_types: {b: {}}\nhead_node_type: a\nmax_workers: 1",
+        "available_node_types: {b: {resources: {CPU: many}}}\nhead_node_type: a\nmax_workers: 1",
+        "available_node_types: {b: {resources: {CPU: 1}}}\nhead_node_type: a\nmax_workers: .nan",
+    ],
+    ids=lambda text: text[:20],
+)
+def test_a_damaged_file_of_ray_up_is_one_line(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ray_bootstrap_config.yaml"
+    monkeypatch.setattr(nodes, "_BOOTSTRAP", path)
+    monkeypatch.setattr(nodes, "nodes", lambda: [{"CPU": 4.0}])
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(
+        InputError, match=r"is not the file of a cluster .*: repair it, or set compute.autoscaling"
+    ) as e:
+        nodes.growth(load_config(PAPER))
+    assert "\n" not in str(e.value)
+    assert len(str(e.value)) < 600
+
+
+def test_a_machine_without_a_way_to_the_internet_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    with session._filtered_stderr():
+        os.write(2, b"x.cc:330: Failed to determine local IP via external connectivity to: 8.8.8.8:53\nnews\n")
+    assert capfd.readouterr().err == "news\n"

@@ -1,6 +1,7 @@
 """Reading CheXpert's CSV by name, with every refusal."""
 
 import re
+import time
 
 import numpy as np
 import pytest
@@ -167,3 +168,33 @@ def test_a_row_without_patient_is_refused_and_so_is_another_layout_without_a_col
     without = {name: column for name, column in NAMES.items() if name != "Patient"}
     with pytest.raises(InputError, match="name the column of patients as Patient"):
         read_csv(OTHER, "own.csv", ["Airspace Opacity"], without)
+
+
+LONG = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        csv(row(TRAIN, ",".join([LONG] * 14))),
+        csv(row(f"other/{LONG}.jpg")),
+        csv(row(f"/train/{LONG}.jpg")),
+        csv(*[row(f"train/p/s/{LONG}.jpg")] * 2),
+        csv(row(f"train/p/s/{LONG}.jpg"), row(f"train/p/s/{LONG}.png")),
+        csv(row(TRAIN, head=f"Male,60,{LONG},AP")),
+        csv("", columns=(*COLUMNS, LONG, LONG)),
+    ],
+    ids=["label", "layout", "absolute", "twice", "one id", "view", "column"],
+)
+def test_what_a_message_quotes_of_a_file_is_cut(data: bytes) -> None:
+    with pytest.raises(InputError) as caught:
+        read_csv(data, "train.csv", ["Edema", "No Finding"])
+    assert "999" in str(caught.value)
+    assert len(str(caught.value)) < 1500
+
+
+def test_a_long_header_is_refused_at_once() -> None:
+    start = time.process_time()
+    with pytest.raises(InputError, match="has two columns ''"):
+        read_csv(b"Path" + b"," * 300_000, "train.csv", ["Edema"])
+    assert time.process_time() - start < 5, "it took minutes when each name was compared with all before it"

@@ -75,3 +75,7 @@ def test_each_stage_that_a_study_uses_has_a_demand() -> None:
         "compute.segmentation asks for 1 x 1 CPU + 0.5 GPU",
         "compute.segmentation asks for 1 x 2 CPUs + 1 GPU",
     ]
+
+
+def test_an_autoscaler_without_a_bound_fills_no_memory() -> None:
+    assert len(still_to_come([({"CPU": 1.0}, 2**60)], 2**60, [])) == 10_000

@@ -1,34 +1,21 @@
-"""A driver that is killed again and again, with all its processes, at any time."""
+"""Two kills while the trials of a study run; tests/slow/test_chaos.py has twenty, at any moment of a study."""
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from studies import REPOSITORY, TINY, Job
+from slow.chaos import Chaos, Moment, check, counting, own_environment, sweep_command
+from studies import TINY
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ray
 
 
-def test_a_study_killed_anywhere_ends_with_the_table_of_an_undisturbed_one(
-    tiny_store: Path, tmp_path: Path, private_home: dict[str, str], job: Job
-) -> None:
-    store = tmp_path / "store"
-    arguments = [str(TINY), f"store.root={store}", "compute.state_seconds=0"]
-    command = [sys.executable, str(REPOSITORY / "jobs" / "sweep.py"), *arguments]
-    for seconds in (6, 12, 18, 25, 32, 40):
-        process = subprocess.Popen(
-            command, env=private_home, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(seconds)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        shutil.rmtree(Path(private_home["HOME"]) / "ray", ignore_errors=True)
-    done = job("sweep.py", *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = Path("report") / "tiny" / "results.csv"
-    assert (store / report).read_bytes() == (tiny_store / report).read_bytes()
+def test_a_sweep_whose_trial_and_raylet_are_killed_ends_byte_equal(tiny_store: Path, tmp_path: Path) -> None:
+    begin = Path(shutil.copytree(tiny_store, tmp_path / "begin"))
+    for name in ("segmentation", "evaluation", "prediction", "report"):
+        shutil.rmtree(begin / name)
+    with own_environment(**counting()) as env:
+        chaos = Chaos(sweep_command(TINY, "compute.state_seconds=0"), env, tmp_path, begin, stores=[tiny_store])
+        chaos.run([Moment("actor", 0.1), Moment("raylet", 2.0)])
+        assert chaos.exits == {0: 1, 75: 1}
+        check(chaos)

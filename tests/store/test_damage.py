@@ -132,6 +132,8 @@ def test_a_whole_record_of_another_step_is_not_this_ones(built: tuple[Store, Rec
         {"rows": {"a": 1}},
         {"rows": True},
         {"rows": -1},
+        {"rows": 10**400},
+        {"files": [{"path": "a", "size": 2**63, "sha256": ""}]},
         {"version": "1"},
         {"metrics": []},
         {"run": "now"},

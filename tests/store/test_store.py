@@ -1,6 +1,7 @@
 """Steps, records and the store."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,3 +140,10 @@ def test_a_root_that_is_a_file_or_lies_below_one_is_refused_by_the_users_name(tm
 def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(InputError, match="nosuch"):
         Store.open("nosuch://bucket")
+
+
+def test_names_that_are_not_utf_8_are_passed_over(tmp_path: Path) -> None:
+    os.mkdir(os.fsencode(tmp_path) + b"/images")
+    os.mkdir(os.fsencode(tmp_path) + b"/images/\xff")
+    (tmp_path / "images" / "a").mkdir()
+    assert Store.open(str(tmp_path)).names("images") == ["a"]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from chexseg_ray.config.resources import WorkerCompute
-from chexseg_ray.sweep.trials import fit_trials
+from chexseg_ray.sweep.trials import _trial_states, fit_trials
 
 
 def sleeper(space: Mapping[str, Any], folder: Path, seconds: Mapping[str, float]) -> None:
@@ -131,3 +131,19 @@ def test_a_trial_that_is_killed_starts_again_as_often_as_it_may_and_the_others_f
     assert stopped == {}
     assert {state for state in states if "running" not in state} == {"0 done", "1 failed", "2 done", "3 done"}
     assert len(list((tmp_path / "began").glob("1.*"))) == 2, "it may start once more"
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("end", ["on_trial_complete", "on_trial_error"])
+def test_an_ended_trial_keeps_no_statistics_in_the_driver(end: str) -> None:
+    from ray.tune.experiment import Trial
+
+    trial = Trial("work", config={"point": "a"}, stub=True)
+    for value in range(20):
+        trial.run_metadata.update_metric("loss", float(value), step=value + 1)
+    assert trial.metric_analysis
+    states: list[str] = []
+    getattr(_trial_states(lambda label, state: states.append(f"{label} {state}"), {}), end)(1, [trial], trial)
+    assert states == ["a failed"]
+    assert not trial.metric_analysis
+    assert not trial.run_metadata.metric_n_steps
