@@ -98,6 +98,7 @@ def two_opacities(number: int) -> tuple[np.ndarray, np.ndarray]:
     return letterbox(grey, 96), share.astype(np.float32)
 
 
+@pytest.mark.slow
 def test_a_trained_displacement_branch_tells_two_opacities_of_a_phantom_apart() -> None:
     """Trained on 20 phantoms, asked about six others."""
     torch.manual_seed(0)
