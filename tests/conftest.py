@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # a shell's & ignores it, and the jobs of tests would inherit that
+):  # as under a shell's &; the jobs of tests would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
