@@ -1,4 +1,7 @@
-"""Watches this node's raylet: when it dies, Ray's own code ends the driver with exit code 1 and no word."""
+"""Watches this node's raylet and its agents: when one dies, Ray itself ends the driver with exit code 1 and no word.
+
+The raylet ends itself when an agent of it dies, and the driver ends a moment before the raylet.
+"""
 
 import os
 import sys
@@ -8,6 +11,7 @@ from pathlib import Path
 
 LOST = "error: Ray's node process (raylet) has died: see raylet.out in its logs, check the memory, then run again"
 _SECONDS = 0.3  # between two looks, less than Ray takes to end the driver
+_AGENTS = (b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")  # how they call themselves
 
 
 def pid_of_raylet(socket: str, proc: Path = Path("/proc")) -> int | None:
@@ -30,8 +34,33 @@ def pid_of_raylet(socket: str, proc: Path = Path("/proc")) -> int | None:
     return None
 
 
+def agents_of(pid: int) -> set[int]:
+    """Find the agents that a raylet has started, without which it ends.
+
+    Args:
+        pid: of the raylet.
+
+    Returns:
+        Their process ids; none where the system does not list the children of a process.
+    """
+    found = set()
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = [int(word) for word in path.read_text().split()]
+        except OSError:  # the thread has just ended
+            continue
+        for child in children:
+            try:
+                name = Path(f"/proc/{child}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if name.startswith(_AGENTS):
+                found.add(child)
+    return found
+
+
 class RayletWatch:
-    """A thread that ends the driver with exit code 75 and one line when the raylet of its node has died.
+    """A thread that ends the driver with exit code 75 and one line when its node's raylet or an agent of it has died.
 
     Args:
         pid: of the raylet.
@@ -40,6 +69,7 @@ class RayletWatch:
 
     def __init__(self, pid: int, end: Callable[[], None] | None = None) -> None:
         self._pid, self._end = pid, end or _end_driver
+        self._agents: set[int] = set()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -51,7 +81,9 @@ class RayletWatch:
 
     def _run(self) -> None:
         while not self._over.wait(_SECONDS):
-            if _has_ended(self._pid) and not self._over.is_set():
+            ended = _has_ended(self._pid) or any(map(_has_ended, self._agents))
+            self._agents |= agents_of(self._pid)
+            if ended and not self._over.is_set():
                 self._end()
                 return
 

@@ -1,13 +1,14 @@
 """A raylet that dies ends the driver with one line and exit code 75."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
-from chexseg_ray.cluster.raylet import RayletWatch, pid_of_raylet
+from chexseg_ray.cluster.raylet import RayletWatch, agents_of, pid_of_raylet
 
 
 def sleeping(*arguments: str) -> subprocess.Popen[bytes]:
@@ -55,3 +56,23 @@ def test_the_driver_of_a_dead_raylet_ends_with_75_and_one_line(tmp_path: Path) -
     assert driver.returncode == 75
     assert stderr.startswith("error: Ray's node process (raylet) has died")
     assert stderr.count("\n") == 1
+
+
+def test_the_driver_ends_too_when_an_agent_of_the_raylet_dies() -> None:
+    agent = "import time; time.sleep(60)"
+    raylet = subprocess.Popen(["bash", "-c", f"exec -a ray::DashboardAgent {sys.executable} -c '{agent}' & wait"])
+    died = threading.Event()
+    watch = RayletWatch(raylet.pid, died.set)
+    try:
+        deadline = time.monotonic() + 20
+        while not agents_of(raylet.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (child,) = agents_of(raylet.pid)
+        assert not died.wait(1)
+        os.kill(child, signal.SIGKILL)
+        assert died.wait(10)
+    finally:
+        watch.stop()
+        raylet.kill()
+        raylet.wait()

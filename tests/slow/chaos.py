@@ -231,6 +231,7 @@ class Chaos:
             f"undisturbed {self.seconds[0]:.0f} s; lost {sum(lost):.0f} s, {each:.1f} s per kill",
             f"the last processes that a kill had orphaned were gone after {self.last_orphan[0]:.1f} s: "
             + self.last_orphan[1],
+            *(f"FAULT: {fault}" for fault in self.faults),
         ]
 
 
