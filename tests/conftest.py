@@ -10,9 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # as under a shell's &; the jobs of tests would inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under a shell's &; the jobs of tests would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
