@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from chexseg_ray.cluster.nodes import one_line_of
 from chexseg_ray.config.axes import SweepPoint
 from chexseg_ray.config.resources import WorkerCompute
 from chexseg_ray.config.schema import StudyConfig
@@ -269,6 +268,6 @@ def _trial(space: Mapping[str, Any], by_label: Mapping[str, Any], common: Any) -
             tune.report({**last, "built": False})
             return
     except (TransientError, OSError) as error:
-        tune.report({**last, "built": False, "stopped": one_line_of(error)})
+        tune.report({**last, "built": False, "stopped": " ".join(str(error).split())})
         return
     tune.report({**last, "built": True})

@@ -91,7 +91,7 @@ def test_every_init_and_network_is_a_row_of_the_report_and_names_what_it_began_w
     store, folder, _ = inits
     found = {(r["init"], r["architecture"], r["encoder"], r["num_expert"]) for r in rows(store) if r["trial"] == "0"}
     names = ("random", "imagenet", "moco", "chexpert", str(folder / "r8w-00001.pth.tar"))
-    assert found == {(i, a, "resnet18", "") for i in names for a in ("deeplabv3plus", "unet")} | {
+    assert found == {(i, a, "resnet18", "all") for i in names for a in ("deeplabv3plus", "unet")} | {
         ("random", a, "resnet18", n) for a in ("deeplabv3plus", "unet") for n in ("3", "5")
     }
     page = (store / "report" / "tiny" / "index.html").read_text()

@@ -191,6 +191,7 @@ def test_a_record_that_is_not_whole_is_named_in_a_line(change: str, store: Path,
     shutil.copytree(store, tmp_path / "store")
     folder = tmp_path / "store" / "segmentation" / the_best(store).rsplit("/", 1)[-1]
     record = json.loads((folder / "record.json").read_text())
+    del record["run"]["sha256"]  # as a record of an old version, which has no hash of itself
     if change == "weights":
         (weights,) = folder.glob("*/weights.safetensors")
         data = bytearray(weights.read_bytes())
