@@ -1,5 +1,6 @@
 """Installed from a wheel, without the repository: console scripts, configs by name, the jobs' own command lines."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Making it needs no network.
     """
     folder = tmp_path_factory.mktemp("install")
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # pip would find the repository
     source = folder / "source"  # a copy, as a build leaves files beside its sources
     source.mkdir()
     for name in ("chexseg_ray", "configs", "pyproject.toml", "README.md", "LICENSE"):
@@ -27,7 +29,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (shutil.copytree if path.is_dir() else shutil.copy)(path, source / name)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     wheel = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
-    subprocess.run(wheel, check=True, timeout=300, capture_output=True, cwd=folder)
+    subprocess.run(wheel, check=True, timeout=300, capture_output=True, cwd=folder, env=env)
     venv.create(folder / "env", with_pip=True)
     bin_folder = folder / "env" / "bin"
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "env"), "platbase": str(folder / "env")}))
@@ -39,7 +41,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (site / "others.pth").write_text(f"{packages}\n")
     (file,) = folder.glob("chexseg_ray-*.whl")
     install = [str(bin_folder / "python"), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(file)]
-    subprocess.run(install, check=True, timeout=300, capture_output=True, cwd=folder)
+    subprocess.run(install, check=True, timeout=300, capture_output=True, cwd=folder, env=env)
     return bin_folder
 
 

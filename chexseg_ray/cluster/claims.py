@@ -154,7 +154,7 @@ def _runs(pid: object) -> bool:
 
 
 def _in_use(store: Store, holder: str, remedy: str = "wait for it, or stop it") -> TransientError:
-    return TransientError(one_line(f"{store.root}: in use by {holder.strip()}: {remedy}"))
+    return TransientError(one_line(f"{store.shown('').rstrip('/')}: in use by {holder.strip()}: {remedy}"))
 
 
 def describe_job(submission: str | None, **facts: str) -> None:

@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow.fs as pafs
 import pytest
 from clusters import Nodes
-from studies import REPOSITORY, TINY
+from studies import REPOSITORY, TINY, the_error
 
 pytestmark = pytest.mark.ray
 
@@ -47,15 +47,16 @@ def ended(process: subprocess.Popen[str], code: int, seconds: float = 300) -> tu
 
 
 def fault(process: subprocess.Popen[str], code: int) -> str:
-    """The one line of an error that comes within two minutes.
+    """The one line of an error that comes within two minutes; what was kept, and how to go on, may follow.
 
     On a machine without a network, Ray's C++ logger writes lines of its own above it.
     """
     assert process.stdout is not None
     assert process.stdout.readline().startswith("store: ")  # Python, torch and the storage are there
-    *above, line = ended(process, code, 120)[1].splitlines()
-    assert all(" W " in other or " I " in other for other in above), above
-    return line
+    lines = ended(process, code, 120)[1].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("error: "))
+    assert all(" W " in line or " I " in line for line in lines[:start]), lines
+    return the_error("\n".join(lines[start:]))
 
 
 @pytest.fixture

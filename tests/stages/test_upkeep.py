@@ -50,10 +50,14 @@ def test_a_source_image_that_changed_or_is_gone_is_named(
     study, source = load_study(config)
     store = Store.open(str(tmp_path / "store"))
     step = next(step for step in study.upstream() if step.name == "images" and step.config["split"] == "validation")
-    build(step, store, make_execution(config, source, lambda: None))
+    record = build(step, store, make_execution(config, source, lambda: None))
     assert verify_sources(config, study, source, store) == 0
     assert "weak: its images are not decoded yet" in capsys.readouterr().out
-    first, second, *_ = sorted((root / "CheXpert-v1.0" / "valid").rglob("*.jpg"))
+    manifest = store.find(step.inputs["manifest"])
+    assert manifest is not None
+    paths = store.read_table(manifest, "manifest.parquet", ["path"]).column("path").to_pylist()
+    assert len(paths) == record.rows
+    first, second, *_ = [root / "CheXpert-v1.0" / path for path in paths]
     first.write_bytes(first.read_bytes()[:-1] + b"x")
     second.unlink()
     with pytest.raises(
