@@ -146,6 +146,7 @@ def test_an_address_where_nothing_listens_is_refused_before_ray_tries_for_minute
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was called"))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # another test's Ray may run
     for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "127.0.0.1:99999"):
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(TransientError, match=rf"^RAY_ADDRESS={address}: no cluster answers .*is it up\?"):
@@ -160,6 +161,7 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # another test's Ray may run
     with pytest.raises(TransientError, match=r"^Ray does not start .The current node timed out .*run again$"):
         session.RaySession(dashboard=False, num_cpus=1).start()
 
