@@ -30,6 +30,9 @@ from chexseg_ray.store.store import Store
 KINDS = ("driver", "group", "worker", "actor", "raylet")
 MOST_LINES = 3  # on the error stream of one run
 SECONDS_TO_END = 30.0  # for what a killed process leaves behind
+# Ray's two agents of a node report the death of the raylet to the GCS first, and wait 60 s for a GCS that has died too
+AGENTS_SECONDS_TO_END = 75.0
+_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 PLACES = ("state", "report", "tensorboard", "record.json")  # where no half-written file may stay
 
 
@@ -89,7 +92,7 @@ class Chaos:
     last_orphan: tuple[float, str] = (0.0, "none")
     faults: list[str] = field(default_factory=list)
     stores: list[Path] = field(default_factory=list)
-    _leaving: list[tuple[float, list[Process]]] = field(default_factory=list)  # since when, and who still lives
+    _leaving: list[tuple[float, float, list[Process]]] = field(default_factory=list)  # since when, how long, who
     _runs: int = 0
 
     def alive(self) -> list[Process]:
@@ -166,23 +169,27 @@ class Chaos:
             if not victim.kill():
                 return False
         if kind in ("driver", "group", "raylet"):
-            self._leaving.append((time.monotonic(), [other for other in alive if other.pid != process.pid]))
+            others = [other for other in alive if other.pid != process.pid]
+            for most, are_agents in ((SECONDS_TO_END, False), (AGENTS_SECONDS_TO_END, True)):
+                part = [other for other in others if (other.name in _AGENTS) == are_agents]
+                self._leaving.append((time.monotonic(), most, part))
         self.kills.append(f"{kind}: {names} {seconds:.1f} s after the start of run {self._runs}")
         return True
 
     def _collect(self, wait: bool = False) -> None:
         """Look which of the processes that a kill has orphaned still live; `wait` waits until none does."""
-        for killed, orphans in [*self._leaving]:
+        for item in [*self._leaving]:
+            killed, most, orphans = item
             if wait:
-                wait_until(lambda orphans=orphans: not still_there(orphans), killed + SECONDS_TO_END - time.monotonic())
+                wait_until(lambda orphans=orphans: not still_there(orphans), killed + most - time.monotonic())
             left, since = still_there(orphans), time.monotonic() - killed
-            self._leaving.remove((killed, orphans))
-            if left and since < SECONDS_TO_END:
-                self._leaving.append((killed, left))
+            self._leaving.remove(item)
+            if left and since < most:
+                self._leaving.append((killed, most, left))
                 continue
-            self.last_orphan = max(self.last_orphan, (since, ", ".join(process.name for process in orphans)))
+            self.last_orphan = max(self.last_orphan, (since, ", ".join(orphan.name for orphan in orphans)))
             if left:
-                names = ", ".join(f"{process.pid} {process.name}" for process in left)
+                names = ", ".join(f"{orphan.pid} {orphan.name}" for orphan in left)
                 self.faults.append(f"{since:.0f} s after a kill there are still {names}")
 
     def _end(self, code: int) -> None:

@@ -61,19 +61,24 @@ def _began(pid: int) -> str | None:
 
 
 def of_environment(variable: str) -> list[Process]:
-    """The living processes that have NAME=value in their environment, by id."""
-    wanted, found = variable.encode(), []
+    """The living processes that have NAME=value in their environment, and the children of such processes, by id.
+
+    The title that Ray gives its agents overwrites their environment, so they are found as children of the raylet.
+    """
+    wanted, found, others = variable.encode(), {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
+        pid = int(folder.name)
         try:
-            if wanted not in (folder / "environ").read_bytes().split(b"\0"):
-                continue
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            has_it = wanted in (folder / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        began = _began(int(folder.name))
+        began = _began(pid)
         if began is not None:
-            found.append(Process(int(folder.name), began, command))
-    return sorted(found, key=lambda process: process.pid)
+            (found if has_it else others)[pid] = (parent, Process(pid, began, command))
+    found |= {pid: (parent, process) for pid, (parent, process) in others.items() if parent in found}
+    return [found[pid][1] for pid in sorted(found)]
 
 
 def still_there(processes: Iterable[Process]) -> list[Process]:

@@ -9,7 +9,7 @@ from slow.soak import TINY_TRIALS, Soak
 from studies import TINY
 
 TRIALS = int(os.environ.get("CHEXSEG_SOAK_TRIALS", "2000"))
-MOST_GROWTH = {"driver": 60.0, "trials' process": 15.0, "raylet": 15.0}  # MB per 1,000 trials
+MOST_GROWTH = {"driver": 25.0, "trials' process": 15.0, "raylet": 15.0}  # MB per 1,000 trials
 
 
 @pytest.mark.slow
@@ -28,7 +28,7 @@ def test_two_thousand_trials_leave_nothing_and_no_process_grows(
     assert soak.errors == ""
     assert soak.trials == TRIALS
     assert soak.left == []
-    assert soak.most_actors()[1] <= soak.most_actors()[0]
+    assert max(soak.most_actors()) < 12, "processes of trials are used again"
     for role, most in MOST_GROWTH.items():
         assert soak.slopes(role, "own"), role
         assert max(soak.slopes(role, "own")) < most, role

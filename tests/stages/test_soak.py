@@ -17,8 +17,7 @@ def test_sixty_trials_leave_nothing(tiny_store: Path, tmp_path: Path) -> None:
         soak = Soak(sweep_command(TINY, *TINY_TRIALS, "sweep.trials=60", f"store.root={store}"), env, store)
         assert soak.run(every=0.5) == 0, soak.errors
     assert (soak.trials, soak.errors, soak.left) == (60, "", [])
-    first, second = soak.most_actors()
-    assert second <= first, "processes of trials are used again"
+    assert max(soak.most_actors()) < 12, "processes of trials are used again"
     for role in ("driver", "trials' process", "raylet"):
         for what, most in (("files", 5), ("threads", 5)):  # from the first half to the end
             assert all(slope * 30 / 1000 < most for slope in soak.slopes(role, what)), (role, what)
