@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from chexseg_ray.cluster.machine import has_ended
 from chexseg_ray.errors import InputError, TransientError
 from chexseg_ray.progress import one_line
 from chexseg_ray.store.filesystem import storage
@@ -80,17 +81,18 @@ def claim(store: Store) -> Iterator[None]:
 
 def _open_own(path: Path) -> IO[bytes]:
     """Open a file for reading and writing, or make it; raises InputError for a link, which might lead anywhere."""
+    refused = InputError(f"{path}: is a link or no file, and this run would write into it: remove it")
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise
-        raise InputError(f"{path}: is a link or no file, and this run would write into it: remove it") from None
+        raise refused from None
     stream = os.fdopen(descriptor, "r+b", buffering=0)  # a full disk shows when it is written, not when it is closed
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         stream.close()
-        raise InputError(f"{path}: is a link or no file, and this run would write into it: remove it")
+        raise refused
     return stream
 
 
@@ -104,8 +106,8 @@ def _claim_by_file(store: Store, path: Path) -> Iterator[None]:
             break
         except FileExistsError:
             holder = _holder(path)
-            ended = holder.get("host") == platform.node() and not _runs(holder.get("pid"))
-            if not ended:
+            is_here, pid = holder.get("host") == platform.node(), holder.get("pid")
+            if not (is_here and type(pid) is int and pid > 0 and has_ended(pid)):
                 remedy = f"wait for it, or remove {path} if it has ended"
                 raise _in_use(store, str(holder.get("who", "another driver")), remedy) from None
             _remove_ended(store, path, holder)
@@ -142,19 +144,8 @@ def _holder(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _runs(pid: object) -> bool:
-    """Whether a process of this machine runs."""
-    try:
-        os.kill(pid, 0) if type(pid) is int and pid > 0 else None
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True
-
-
 def _in_use(store: Store, holder: str, remedy: str = "wait for it, or stop it") -> TransientError:
-    return TransientError(one_line(f"{store.shown('').rstrip('/')}: in use by {holder.strip()}: {remedy}"))
+    return TransientError(one_line(f"{store.shown_root}: in use by {holder.strip()}: {remedy}"))
 
 
 def describe_job(submission: str | None, **facts: str) -> None:

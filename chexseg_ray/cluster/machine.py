@@ -52,6 +52,15 @@ def _quotas(root: Path, groups: list[str]) -> Iterator[float]:
             continue
 
 
+def has_ended(pid: int) -> bool:
+    """Return whether a process of this machine is gone, or a zombie that its parent has not collected, by its `pid`."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return True
+    return state == "Z"
+
+
 def gpus_here() -> int:
     """The number of GPUs that nvidia-smi lists and CUDA_VISIBLE_DEVICES does not hide; 0 without that tool."""
     tool = shutil.which("nvidia-smi")

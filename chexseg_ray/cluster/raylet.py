@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from chexseg_ray.cluster.machine import has_ended
+
 LOST = "error: Ray's node process (raylet) has died: see raylet.out in its logs, check the memory, then run again"
 _SECONDS = 0.3  # between two looks, less than Ray takes to end the driver
 _AGENTS = (b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")  # how they call themselves
@@ -81,20 +83,12 @@ class RayletWatch:
 
     def _run(self) -> None:
         while not self._over.wait(_SECONDS):
-            ended = _has_ended(self._pid) or any(map(_has_ended, self._agents))
-            self._agents |= agents_of(self._pid)
+            ended = has_ended(self._pid) or any(map(has_ended, self._agents))
+            if len(self._agents) < len(_AGENTS):
+                self._agents |= agents_of(self._pid)
             if ended and not self._over.is_set():
                 self._end()
                 return
-
-
-def _has_ended(pid: int) -> bool:
-    """Whether a process is gone, or a zombie that its parent has not collected."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return True
-    return state == "Z"
 
 
 def _end_driver() -> None:

@@ -43,6 +43,7 @@ def on_cluster() -> bool:
 _NO_NEWS = (b"Set ray log level from environment variable", b"Failed to determine local IP via external connectivity")
 
 _JOIN_SECONDS = 25.0  # a healthy cluster is joined in 3
+_TOKENS = "with token authentication, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH must be set here too"
 
 
 class RaySession:
@@ -198,17 +199,15 @@ def _join(terminal: int) -> None:
     if "://" in address and not address.startswith("ray://"):
         remedy = "name the cluster's own address, host:6379, or submit a job"
         raise InputError(f"RAY_ADDRESS={address}: is the address of the Jobs API: {remedy}")
-    tokens = "with token authentication, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH must be set here too"
-    _refuse_dead(address, tokens)
-    too_late = threading.Timer(_JOIN_SECONDS, _end_unjoined, [terminal, address, tokens])
+    _refuse_dead(address)
+    too_late = threading.Timer(_JOIN_SECONDS, _end_unjoined, [terminal, address])
     too_late.start()
     try:
         ray.init(log_to_driver=False, logging_level=logging.CRITICAL)
     except AuthenticationError as error:
-        raise InputError(f"RAY_ADDRESS={address}: {one_line_of(error)}: {tokens}") from None
+        raise InputError(f"RAY_ADDRESS={address}: {one_line_of(error)}: {_TOKENS}") from None
     except ConnectionError as error:
-        reason = f"no cluster answers ({one_line_of(error)})"
-        raise TransientError(f"RAY_ADDRESS={address}: {reason}: is it up? {tokens}") from None
+        raise _no_answer(address, f"({one_line_of(error)})") from None
     except RuntimeError as error:
         if not str(error).startswith("Version mismatch"):
             raise
@@ -218,7 +217,11 @@ def _join(terminal: int) -> None:
         too_late.cancel()
 
 
-def _refuse_dead(address: str, tokens: str) -> None:
+def _no_answer(address: str, details: str) -> TransientError:
+    return TransientError(f"RAY_ADDRESS={address}: no cluster answers {details}: is it up? {_TOKENS}")
+
+
+def _refuse_dead(address: str) -> None:
     """Raise TransientError if nothing listens at host:port; Ray itself would try for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not host or not port.isdecimal():
@@ -226,12 +229,11 @@ def _refuse_dead(address: str, tokens: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
-        reason = f"no cluster answers ({one_line_of(error)})"
-        raise TransientError(f"RAY_ADDRESS={address}: {reason}: is it up? {tokens}") from None
+        raise _no_answer(address, f"({one_line_of(error)})") from None
 
 
-def _end_unjoined(terminal: int, address: str, tokens: str) -> None:
+def _end_unjoined(terminal: int, address: str) -> None:
     """End the process, because Ray still tries to join a cluster that does not answer, and cannot be told to stop."""
-    line = f"error: RAY_ADDRESS={address}: no cluster answers within {_JOIN_SECONDS:.0f} s: is it up? {tokens}\n"
-    os.write(terminal, line.encode())
-    os._exit(TransientError.exit_code)
+    error = _no_answer(address, f"within {_JOIN_SECONDS:.0f} s")
+    os.write(terminal, f"error: {error}\n".encode())
+    os._exit(error.exit_code)

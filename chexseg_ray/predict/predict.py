@@ -93,7 +93,7 @@ def run_predict(model: ExportedModel, x_rays: XRays, out: str, allowed: Sequence
         num_done, num_rejected = _write(store, groups)
     except (TransientError, KeyboardInterrupt) as error:
         if number >= MANY:
-            error.add_note(f"finished groups of X-rays are kept in {store.shown('')}")
+            error.add_note(f"finished groups of X-rays are kept in {store.shown_root}")
             error.add_note(f"to go on: {command_line()}")
         raise
     store.put(CARD, (json.dumps(model.card, indent=1) + "\n").encode())

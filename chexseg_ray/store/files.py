@@ -84,6 +84,11 @@ class Files:
             scheme = self.root.partition("://")[0] + "://"
         return f"{scheme}{self.path(relative)}"
 
+    @property
+    def shown_root(self) -> str:
+        """The root for people: a path, or a URI without its options."""
+        return self.shown("").rstrip("/")
+
     def put(self, relative: str, data: bytes) -> None:
         """Write a file whole or not at all.
 

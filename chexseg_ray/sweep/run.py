@@ -98,9 +98,7 @@ def _kept_and_next(study: Study, store: Store) -> list[str]:
         return []
     points = sum(step.address in built for _, step in study.points)
     shared = sum(not KINDS[address.split("/")[0]].per_trial for address in built)
-    kept = (
-        f"{shared} shared steps and {points} of {len(study.points)} trainings are kept in {store.shown('').rstrip('/')}"
-    )
+    kept = f"{shared} shared steps and {points} of {len(study.points)} trainings are kept in {store.shown_root}"
     return [f"{kept}; unfinished trainings go on from their last saved state", f"to go on: {command_line()}"]
 
 
