@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -23,6 +23,7 @@ from chexseg_ray.predict.model import describe
 from chexseg_ray.predict.output import open_output
 from chexseg_ray.progress import csv_cell, one_line, say
 from chexseg_ray.store.filesystem import storage
+from chexseg_ray.store.own_files import own_files
 from chexseg_ray.store.store import Store
 
 _ENTRIES, _AREAS, _REJECTS, _NOTES = "predictions.json", "areas.csv", "rejects.csv", "notes.csv"
@@ -75,33 +76,14 @@ def run_predict(model: ExportedModel, x_rays: XRays, out: str, allowed: Sequence
     Raises:
         InputError: no file is a usable X-ray, or `out`, the model or the cluster cannot be used.
     """
-    from chexseg_ray.predict.files import MANY, drop_parts, predict_files
+    from chexseg_ray.predict.files import drop_parts
 
     store, number = open_predictions(out), len(x_rays.files)
     drawn = {f"{x_ray.cxr_id}.png" for x_ray in x_rays.files}
-    earlier = _marked(store)
-    _mark(store, drawn | earlier)  # of both, in case this run is killed
-    for line in describe(model.card):
-        say(line)
-    session = RaySession(dashboard=False, num_cpus=cpus_here())
-    try:
-        try:
-            resources = _resources(session, x_rays, store, out) if number >= MANY else ActorCompute(max_actors=1)
-            groups = predict_files(model, x_rays, store, resources, session.start, allowed)
-        finally:
-            session.stop()
-        num_done, num_rejected = _write(store, groups)
-    except (TransientError, KeyboardInterrupt) as error:
-        if number >= MANY:
-            error.add_note(f"finished groups of X-rays are kept in {store.shown_root}")
-            error.add_note(f"to go on: {command_line()}")
-        raise
-    store.put(CARD, (json.dumps(model.card, indent=1) + "\n").encode())
-    drop_parts(store)
-    for name in earlier & {*store.names("overlays")} - drawn:
-        if store.exists(f"overlays/{name}"):
-            store.delete(f"overlays/{name}")  # of an earlier run, perhaps of another model
-    _mark(store, drawn)
+    with own_files(store, "overlays", MADE, drawn, _MARK_TEXT):
+        num_done, num_rejected = _predict_and_write(model, x_rays, store, out, allowed)
+        store.put(CARD, (json.dumps(model.card, indent=1) + "\n").encode())
+        drop_parts(store)
     if num_rejected == number:
         rule = f"no X-rays that can be read (PNG, JPEG or DICOM; {store.shown(_REJECTS)})"
         raise InputError(f"{number} of {number} files are {rule}: name others")
@@ -109,17 +91,28 @@ def run_predict(model: ExportedModel, x_rays: XRays, out: str, allowed: Sequence
     return 3 if num_rejected else 0
 
 
-def _mark(store: Store, names: Collection[str]) -> None:
-    """Mark the folder of overlays as this job's, with the names of the files that it draws there."""
-    store.put(_MARK, "".join(f"{line}\n" for line in (_MARK_TEXT, *sorted(names))).encode(errors="surrogateescape"))
+def _predict_and_write(
+    model: ExportedModel, x_rays: XRays, store: Store, out: str, allowed: Sequence[str]
+) -> tuple[int, int]:
+    """Predict X-rays and write all but the model's card; arguments as in run_predict, returns as _write."""
+    from chexseg_ray.predict.files import MANY, predict_files
 
-
-def _marked(store: Store) -> set[str]:
-    """The names of the overlays that earlier runs drew; none where there is no mark, or one of an old version."""
+    for line in describe(model.card):
+        say(line)
+    number = len(x_rays.files)
+    session = RaySession(dashboard=False, num_cpus=cpus_here())
     try:
-        return set(store.get(_MARK).decode(errors="surrogateescape").split("\n")[1:]) - {"", MADE}
-    except FileNotFoundError:
-        return set()
+        try:
+            resources = _resources(session, x_rays, store, out) if number >= MANY else ActorCompute(max_actors=1)
+            groups = predict_files(model, x_rays, store, resources, session.start, allowed)
+        finally:
+            session.stop()
+        return _write(store, groups)
+    except (TransientError, KeyboardInterrupt) as error:
+        if number >= MANY:
+            error.add_note(f"finished groups of X-rays are kept in {store.shown_root}")
+            error.add_note(f"to go on: {command_line()}")
+        raise
 
 
 def _write(store: Store, groups: Iterator[Mapping[str, Any]]) -> tuple[int, int]:

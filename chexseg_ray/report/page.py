@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from chexseg_ray.report.sections import chosen_rows, contrast_table, interval_te
 from chexseg_ray.report.tables import MEAN_COLUMN, main_table
 from chexseg_ray.report.text import STAR, markdown, number
 from chexseg_ray.report.whole_images import RULE, explained, mark, zero_notes, zero_thresholds
+from chexseg_ray.store.own_files import own_files
 from chexseg_ray.store.step import Record
 from chexseg_ray.store.store import Store
 from chexseg_ray.study.choice import Chosen, choose
@@ -202,26 +203,9 @@ def _write(config: StudyConfig, study: Study, store: Store, records: Mapping[str
         "table.md": (markdown(main, names) + below).encode(),
         "table.txt": ("\n".join(aligned([row[:num_printed] for row in [names, *main]])) + below).encode(),
     }
-    _replace(store, folder, files)
-
-
-def _replace(store: Store, folder: str, files: Mapping[str, bytes]) -> None:
-    """Write the report's files, and delete those of an earlier report, which _LIST names; other files stay."""
-    try:
-        earlier = set(store.get(f"{folder}/{_LIST}").decode(errors="replace").splitlines())
-    except FileNotFoundError:
-        earlier = set()
-    store.put(f"{folder}/{_LIST}", _lines(earlier | set(files)))  # of both, in case this run is killed
-    for name in earlier & set(store.names(folder)) - set(files):
-        if store.exists(f"{folder}/{name}"):
-            store.delete(f"{folder}/{name}")
-    for name, content in files.items():
-        store.put(f"{folder}/{name}", content)
-    store.put(f"{folder}/{_LIST}", _lines(files))
-
-
-def _lines(names: Iterable[str]) -> bytes:
-    return "".join(f"{name}\n" for name in sorted(names)).encode()
+    with own_files(store, folder, _LIST, files):
+        for name, content in files.items():
+            store.put(f"{folder}/{name}", content)
 
 
 def _base64(data: bytes) -> str:
