@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,15 @@ class Rle:
     height: int
     width: int
     counts: str
+
+    @cached_property
+    def area(self) -> int:
+        """The number of pixels that are set; cached, since several checks of a study ask for it.
+
+        Raises:
+            ValueError: `counts` is not a COCO run-length string.
+        """
+        return sum(decode_runs(self.counts)[1::2])
 
 
 def encode_rle(mask: npt.NDArray[np.bool_]) -> str:
@@ -284,7 +294,7 @@ def area_share(rle: Rle) -> float:
     Raises:
         ValueError: its counts are not a COCO run-length string.
     """
-    return sum(decode_runs(rle.counts)[1::2]) / (rle.height * rle.width)
+    return rle.area / (rle.height * rle.width)
 
 
 def is_empty(rle: Rle) -> bool:
@@ -293,4 +303,4 @@ def is_empty(rle: Rle) -> bool:
     Raises:
         ValueError: its counts are not a COCO run-length string.
     """
-    return area_share(rle) == 0
+    return rle.area == 0

@@ -25,7 +25,7 @@ from chexseg_ray.data.xrays import decode_xray
 from chexseg_ray.engine.grouped import Row, group_slices, run_actors
 from chexseg_ray.predict.card import NOTICE, ExportedModel, open_model
 from chexseg_ray.segmentation.inference import BATCH, Segmented
-from chexseg_ray.store.filesystem import storage
+from chexseg_ray.store.filesystem import ABSENT, storage
 from chexseg_ray.store.store import Store
 
 PARTS = ".chexseg_ray_parts"
@@ -218,6 +218,6 @@ def read_xray(filesystem: pafs.FileSystem, path: str, allowed: Sequence[str] = (
     try:
         with storage("read", path), filesystem.open_input_file(path) as stream:
             data = stream.read()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    except ABSENT:
         raise ImageError("missing") from None
     return decode_xray(data, MOST_PIXELS, allowed)

@@ -27,7 +27,7 @@ from chexseg_ray.engine.train import WEIGHTS, TrainingJob
 from chexseg_ray.engine.training_state import to_safetensors
 from chexseg_ray.errors import InputError, TransientError
 from chexseg_ray.pretraining.encoders import build_encoder, load_encoder, read_encoder
-from chexseg_ray.store.filesystem import open_filesystem, storage
+from chexseg_ray.store.filesystem import ABSENT, open_filesystem, storage
 
 # smp's ImageNet weights of these encoders were trained with mean and deviation 0.5
 _INCEPTION = ("xception", "inceptionv4", "inceptionresnetv2")
@@ -145,7 +145,7 @@ def _read_by_hash(paths: Sequence[str], sha256: str) -> tuple[str, bytes]:
         try:
             with storage("read", path), filesystem.open_input_file(where) as stream:
                 data: bytes = stream.read()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        except ABSENT:
             continue  # it was there when the study began
         if hashlib.sha256(data).hexdigest() == sha256:
             return path, data

@@ -10,8 +10,6 @@ OUTPUT  counts.parquet {cxr_id, patient_id, pathology, resolution: model | origi
 FAN-OUT 2 K rows an image; a plain loop, inside the trial that trained the network
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -20,20 +18,7 @@ from chexseg_ray.engine.execution import Made, Task
 from chexseg_ray.engine.pool import load_masks, load_pixels, unpack_masks
 from chexseg_ray.segmentation.inference import BATCH
 from chexseg_ray.stages.counts import COUNTS, count_rows, originals
-from chexseg_ray.stages.prediction import load_segmenter
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The settings that determine the counts: the step's hashed config.
-
-    Args:
-        pathologies: K names, in channel order.
-        size: S, pixels of a side at model resolution.
-    """
-
-    pathologies: Sequence[str]
-    size: int
+from chexseg_ray.stages.prediction import Settings, load_segmenter
 
 
 def make(task: Task) -> Made:

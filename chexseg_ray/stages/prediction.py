@@ -38,7 +38,7 @@ _PROBABILITIES = pa.schema([("cxr_id", pa.string()), ("probability", pa.list_(pa
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings that determine the predictions: the step's hashed config.
+    """The settings that determine predictions, and evaluations, whose config they share: the step's hashed config.
 
     Args:
         pathologies: K names, in channel order.
