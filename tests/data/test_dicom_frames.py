@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 import pytest
 from data.dicom_files import compressed, pixels
-from PIL import Image
+from data.image_files import image_bytes
 from pydicom.encaps import encapsulate
 
 from chexseg_ray.data.dicom import dicom_size
@@ -21,12 +21,6 @@ RLE, JPEG, JPEG_2000 = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.50", "1.2.840
 def rle_frame(*segments: bytes) -> bytes:
     offsets = [64 + sum(map(len, segments[:place])) for place in range(len(segments))]
     return struct.pack("<16L", len(segments), *offsets, *[0] * (15 - len(segments))) + b"".join(segments)
-
-
-def encoded(grey: np.ndarray, kind: str) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(grey).save(stream, kind)
-    return stream.getvalue()
 
 
 @pytest.fixture
@@ -54,9 +48,9 @@ def test_what_fits_is_decoded(grey: np.ndarray) -> None:
     assert (padded.grey == 7).all()
     assert "padding" in padded.notes[-1], "up to one run more, as some encoders write, is a note"
     for kind, syntax in (("JPEG", JPEG), ("JPEG2000", JPEG_2000)):
-        found = pixels(compressed(encoded(grey, kind), syntax, grey.shape))
+        found = pixels(compressed(image_bytes(grey, kind), syntax, grey.shape))
         assert found.shape == grey.shape
-    codestream = encoded(grey, "JPEG2000").partition(b"jp2c")[2]
+    codestream = image_bytes(grey, "JPEG2000").partition(b"jp2c")[2]
     assert np.array_equal(pixels(compressed(codestream, JPEG_2000, grey.shape)), grey)
 
 
@@ -84,7 +78,7 @@ def with_size(frame: bytes, height: int, width: int) -> bytes:
     ("height", "width", "reason"), [(21, 30, "undecodable"), (2000, 2000, "undecodable"), (65000, 65000, "too_large")]
 )
 def test_a_jpeg_larger_than_its_header_is_refused(height: int, width: int, reason: str, grey: np.ndarray) -> None:
-    frame = with_size(encoded(grey, "JPEG"), height, width)
+    frame = with_size(image_bytes(grey, "JPEG"), height, width)
     for bad in (frame, frame[:2] + b"junk" + frame[2:], frame[:2] + b"\xff\xff\xff\xd0" + frame[2:]):
         with pytest.raises(ImageError, match=reason):
             pixels(compressed(bad, JPEG, grey.shape))
@@ -93,7 +87,7 @@ def test_a_jpeg_larger_than_its_header_is_refused(height: int, width: int, reaso
 @pytest.mark.usefixtures("undecoded")
 def test_a_second_frame_header_and_one_of_jpeg_ls_count_too(grey: np.ndarray) -> None:
     second = b"\xff\xc1\0\x08\x08" + struct.pack(">HH", 60000, 60000) + b"\0"
-    frame = encoded(grey, "JPEG")
+    frame = image_bytes(grey, "JPEG")
     at = frame.index(b"\xff\xda")
     for bad in (frame[:at] + second + frame[at:], b"\xff\xd8" + second.replace(b"\xff\xc1", b"\xff\xf7") + bytes(20)):
         with pytest.raises(ImageError, match="too_large"):
@@ -102,7 +96,7 @@ def test_a_second_frame_header_and_one_of_jpeg_ls_count_too(grey: np.ndarray) ->
 
 @pytest.mark.usefixtures("undecoded")
 def test_a_jpeg_2000_larger_than_its_header_is_refused(grey: np.ndarray) -> None:
-    frame = encoded(grey, "JPEG2000")
+    frame = image_bytes(grey, "JPEG2000")
     at = frame.index(b"\xff\x4f\xff\x51") + 8
     bad = frame[:at] + struct.pack(">LL", 50_000, 50_000) + frame[at + 8 :]
     decoy = struct.pack(">L", 8 + 5000) + b"free" + frame[at - 8 :][:5000].ljust(5000, b"\0")
@@ -114,7 +108,7 @@ def test_a_jpeg_2000_larger_than_its_header_is_refused(grey: np.ndarray) -> None
 @pytest.mark.usefixtures("undecoded")
 @pytest.mark.parametrize("extended", [False, True])
 def test_a_second_frame_beside_a_header_of_one_is_not_decoded(extended: bool, grey: np.ndarray) -> None:
-    frame = encoded(grey, "JPEG")
+    frame = image_bytes(grey, "JPEG")
     frame += bytes(len(frame) % 2)
     dataset = pydicom.dcmread(io.BytesIO(compressed(frame, JPEG, grey.shape)))
     if extended:
@@ -133,7 +127,7 @@ def test_a_second_frame_beside_a_header_of_one_is_not_decoded(extended: bool, gr
 @pytest.mark.usefixtures("undecoded")
 @pytest.mark.parametrize("length", [0, 1, 7])
 def test_a_jp2_box_without_length_is_refused_before_pydicom_looks_for_its_end(length: int, grey: np.ndarray) -> None:
-    frame = encoded(grey, "JPEG2000")
+    frame = image_bytes(grey, "JPEG2000")
     assert frame.startswith(b"\0\0\0\x0cjP  ")
     bad = frame[:12] + length.to_bytes(4, "big") + frame[16:]
     with pytest.raises(ImageError, match="undecodable"):
@@ -141,7 +135,7 @@ def test_a_jp2_box_without_length_is_refused_before_pydicom_looks_for_its_end(le
 
 
 def test_damaged_frames_are_rejected_and_nothing_else_is_raised(grey: np.ndarray, rng: np.random.Generator) -> None:
-    for frame, syntax in ((encoded(grey, "JPEG"), JPEG), (rle_frame(runs(7, 600)), RLE)):
+    for frame, syntax in ((image_bytes(grey, "JPEG"), JPEG), (rle_frame(runs(7, 600)), RLE)):
         refused = 0
         for _ in range(100):
             bad = bytearray(frame)

@@ -6,18 +6,13 @@ import zlib
 
 import numpy as np
 import pytest
+from data.image_files import image_bytes
 from PIL import Image
 
 from chexseg_ray.data.images import ImageError, decode_grey, header_size
 from chexseg_ray.data.xrays import decode_xray
 
 LUMA = np.array([0.299, 0.587, 0.114])
-
-
-def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 @pytest.fixture
@@ -44,10 +39,10 @@ def test_transparency_is_laid_on_black(mode: str, colours: np.ndarray) -> None:
         indices = np.arange(256, dtype=np.uint8).reshape(16, 16)
         image = Image.fromarray(indices).convert("P")
         image.putpalette([i for i in range(256) for _ in range(3)])
-        data = file_of(image, transparency=bytes(range(255, -1, -1)))
+        data = image_bytes(image, transparency=bytes(range(255, -1, -1)))
         assert is_near(decode_grey(data), indices * ((255.0 - indices) / 255), 1.5)
         return
-    assert is_near(decode_grey(file_of(image)), expected, 1.5)
+    assert is_near(decode_grey(image_bytes(image)), expected, 1.5)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -56,7 +51,7 @@ def test_one_transparent_value_of_a_png_is_black(mode: str) -> None:
     grey = np.full((6, 8), 100, dtype=np.uint8)
     grey[0] = 255
     image = Image.fromarray(grey).convert(mode)
-    found = decode_grey(file_of(image, transparency=255 if mode == "L" else (255, 255, 255)))
+    found = decode_grey(image_bytes(image, transparency=255 if mode == "L" else (255, 255, 255)))
     assert (found[0] == 0).all()
     assert (found[1:] == 100).all()
 
@@ -66,7 +61,7 @@ def test_a_cmyk_jpeg_is_as_bright_as_its_rgb(colours: np.ndarray) -> None:
     ink = Image.fromarray(colours).convert("CMYK")
     values = np.asarray(ink).astype(float) / 255
     expected = 255 * ((1 - values[..., :3]) * (1 - values[..., 3:])) @ LUMA
-    data = file_of(ink, "JPEG", quality=100, subsampling=0)
+    data = image_bytes(ink, "JPEG", quality=100, subsampling=0)
     assert b"Adobe" in data[:200]
     assert is_near(decode_grey(data), expected, 4)
     assert is_near(decode_grey(data), colours @ LUMA, 4)
@@ -76,12 +71,12 @@ def test_a_palette_is_looked_up() -> None:
     indices = np.arange(256, dtype=np.uint8).reshape(16, 16)
     image = Image.fromarray(indices).convert("P")
     image.putpalette([255 - i for i in range(256) for _ in range(3)])
-    assert np.array_equal(decode_grey(file_of(image)), 255 - indices)
+    assert np.array_equal(decode_grey(image_bytes(image)), 255 - indices)
 
 
 def test_16_bits_keep_their_order_and_ends() -> None:
     deep = np.array([[0, 256, 257, 32768, 65535]], dtype=np.uint16)
-    assert decode_grey(file_of(Image.fromarray(deep))).tolist() == [[0, 1, 1, 128, 255]]
+    assert decode_grey(image_bytes(Image.fromarray(deep))).tolist() == [[0, 1, 1, 128, 255]]
 
 
 FITS = b"SIMPLE  =                    T".ljust(80) + b"BITPIX  =                    8".ljust(80) + b"END".ljust(2720)
@@ -91,7 +86,7 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"
 
 def others() -> dict[str, bytes]:
     image = Image.fromarray(np.zeros((4, 4), dtype=np.uint8))
-    made = {kind: file_of(image, kind) for kind in ("GIF", "TIFF", "BMP", "WEBP")}
+    made = {kind: image_bytes(image, kind) for kind in ("GIF", "TIFF", "BMP", "WEBP")}
     return made | {"FITS": FITS, "EPS": EPS, "SVG": SVG, "SVG with a head": b"<?xml version='1.0'?>" + SVG}
 
 
@@ -109,7 +104,7 @@ def test_other_formats_are_named(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("value", [0, 255])
 def test_an_image_of_one_pixel_or_of_one_grey_is_decoded_and_noted(shape: tuple[int, int], value: int) -> None:
     grey = np.full(shape, value, dtype=np.uint8)
-    found = decode_xray(file_of(Image.fromarray(grey)))
+    found = decode_xray(image_bytes(Image.fromarray(grey)))
     assert np.array_equal(found.grey, grey)
     assert found.notes == ("hardly any grey values",)
 
@@ -139,7 +134,7 @@ def test_a_png_that_would_inflate_costs_no_memory() -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_header_of_too_many_pixels_has_no_size(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow decodes a whole PNG to look for its EXIF, so the size is judged before."""
-    data = file_of(Image.fromarray(np.zeros((20, 30), dtype=np.uint8)), kind)
+    data = image_bytes(Image.fromarray(np.zeros((20, 30), dtype=np.uint8)), kind)
     monkeypatch.setattr("chexseg_ray.data.images.MAX_PIXELS", 600)
     assert header_size(io.BytesIO(data)) == (20, 30)
     monkeypatch.setattr("chexseg_ray.data.images.MAX_PIXELS", 599)

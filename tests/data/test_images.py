@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+from data.image_files import image_bytes
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from chexseg_ray.data.images import (
@@ -19,29 +20,23 @@ from chexseg_ray.data.images import (
 )
 
 
-def png(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
 @pytest.fixture
 def grey(rng: np.random.Generator) -> np.ndarray:
     return rng.integers(0, 256, (20, 30), dtype=np.uint8)
 
 
 def test_grey_and_colour_pngs_decode_to_8_bit_grey(grey: np.ndarray) -> None:
-    assert np.array_equal(decode_grey(png(Image.fromarray(grey))), grey)
-    assert np.array_equal(decode_grey(png(Image.fromarray(np.stack([grey] * 3, -1)))), grey)
-    assert np.array_equal(decode_grey(png(Image.fromarray(grey).convert("P"))), grey)
+    assert np.array_equal(decode_grey(image_bytes(Image.fromarray(grey))), grey)
+    assert np.array_equal(decode_grey(image_bytes(Image.fromarray(np.stack([grey] * 3, -1)))), grey)
+    assert np.array_equal(decode_grey(image_bytes(Image.fromarray(grey).convert("P"))), grey)
     rgba = np.dstack([np.stack([grey] * 3, -1), np.full_like(grey, 255)])
-    assert np.array_equal(decode_grey(png(Image.fromarray(rgba))), grey)
-    assert np.array_equal(decode_grey(png(Image.fromarray(grey.astype(np.uint16) * 257))), grey)
+    assert np.array_equal(decode_grey(image_bytes(Image.fromarray(rgba))), grey)
+    assert np.array_equal(decode_grey(image_bytes(Image.fromarray(grey.astype(np.uint16) * 257))), grey)
 
 
 def test_every_value_of_16_bits_is_rounded_to_8() -> None:
     deep = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    assert np.array_equal(decode_grey(png(Image.fromarray(deep))), np.rint(deep / 257.0))
+    assert np.array_equal(decode_grey(image_bytes(Image.fromarray(deep))), np.rint(deep / 257.0))
 
 
 def turned_exif(orientation: int = 6) -> Image.Exif:
@@ -52,7 +47,7 @@ def turned_exif(orientation: int = 6) -> Image.Exif:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_applied_as_pillow_does(orientation: int, grey: np.ndarray) -> None:
-    data = png(Image.fromarray(grey), exif=turned_exif(orientation))
+    data = image_bytes(Image.fromarray(grey), exif=turned_exif(orientation))
     with Image.open(io.BytesIO(data)) as image:
         expected = np.asarray(ImageOps.exif_transpose(image))
     assert np.array_equal(decode_grey(data), expected)
@@ -67,7 +62,7 @@ def test_exif_of_the_wrong_type_beside_a_rotation_does_not_matter(tag: int, valu
     typed[0x0112], typed.tagtype[tag], typed[tag] = 6, 2 if isinstance(value, str) else 11, value
     stream = io.BytesIO()
     typed.save(stream)
-    data = png(Image.fromarray(grey), "JPEG", exif=b"Exif\0\0" + stream.getvalue(), quality=100)
+    data = image_bytes(Image.fromarray(grey), "JPEG", exif=b"Exif\0\0" + stream.getvalue(), quality=100)
     turned = decode_grey(data)
     assert turned.shape == header_size(io.BytesIO(data)) == (30, 20)
     assert np.abs(turned.astype(int) - np.rot90(grey, -1).astype(int)).mean() < 2
@@ -94,7 +89,7 @@ def test_damaged_bytes_are_rejected_and_nothing_else_is_raised(
         "deep PNG": Image.fromarray(grey.astype(np.uint16) * 200),
         "palette PNG": Image.fromarray(grey).convert("P"),
     }.get(kind)
-    good = png(image or Image.fromarray(grey), kind.rsplit(maxsplit=1)[-1], exif=exif)
+    good = image_bytes(image or Image.fromarray(grey), kind.rsplit(maxsplit=1)[-1], exif=exif)
     refused = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of damaged EXIF
@@ -109,7 +104,7 @@ def test_damaged_bytes_are_rejected_and_nothing_else_is_raised(
 
 
 def test_a_large_image_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch, grey: np.ndarray) -> None:
-    data = png(Image.fromarray(grey))
+    data = image_bytes(Image.fromarray(grey))
     assert decode_grey(data, max_pixels=600).shape == (20, 30)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
     with pytest.raises(ImageError, match="too_large"):
@@ -130,13 +125,13 @@ def test_sizes_that_pillow_warns_of_are_ours_to_judge(side: int) -> None:
 
 @pytest.mark.parametrize("reason", ["undecodable", "format", "too_large"])
 def test_what_is_no_image_is_named(reason: str, grey: np.ndarray) -> None:
-    good = png(Image.fromarray(grey))
+    good = image_bytes(Image.fromarray(grey))
     bombs = bytearray(good)
     bombs[16:24] = (30000).to_bytes(4, "big") * 2
     bombs[29:33] = zlib.crc32(bytes(bombs[12:29])).to_bytes(4, "big")
     cases = {
-        "undecodable": [b"", b"<html>", good[: len(good) // 2], png(Image.fromarray(grey), "JPEG")[:-60]],
-        "format": [png(Image.fromarray(grey), "GIF"), png(Image.fromarray(grey), "TIFF")],
+        "undecodable": [b"", b"<html>", good[: len(good) // 2], image_bytes(Image.fromarray(grey), "JPEG")[:-60]],
+        "format": [image_bytes(Image.fromarray(grey), "GIF"), image_bytes(Image.fromarray(grey), "TIFF")],
         "too_large": [bytes(bombs)],
     }
     for data in cases[reason]:

@@ -1,6 +1,5 @@
 """One door for all formats: the guard for images of nearly one grey, and decoders' warnings as notes."""
 
-import io
 import logging
 import warnings
 from collections.abc import Callable
@@ -9,16 +8,10 @@ import numpy as np
 import pydicom
 import pytest
 from data.dicom_files import made
-from PIL import Image
+from data.image_files import image_bytes
 
 from chexseg_ray.data.images import FEW_GREYS, Decoded, has_few_greys
 from chexseg_ray.data.xrays import WARNED, count_notes, decode_xray, note_lines, xray_size
-
-
-def file_of(grey: np.ndarray, kind: str = "PNG") -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(grey).save(stream, kind)
-    return stream.getvalue()
 
 
 @pytest.fixture
@@ -28,7 +21,7 @@ def deep(rng: np.random.Generator) -> np.ndarray:
 
 
 def test_12_bits_in_16_are_named_and_decoded_as_before(deep: np.ndarray) -> None:
-    narrow, full = decode_xray(file_of(deep)), decode_xray(file_of(deep * 16))
+    narrow, full = decode_xray(image_bytes(deep)), decode_xray(image_bytes(deep * 16))
     assert narrow.notes == (FEW_GREYS,)
     assert narrow.grey.max() <= 16
     assert full.notes == ()
@@ -37,8 +30,8 @@ def test_12_bits_in_16_are_named_and_decoded_as_before(deep: np.ndarray) -> None
 @pytest.mark.parametrize(
     "make",
     [
-        lambda grey: file_of(grey),
-        lambda grey: file_of(grey, "JPEG"),
+        lambda grey: image_bytes(grey),
+        lambda grey: image_bytes(grey, "JPEG"),
         lambda grey: made(grey.astype(np.uint16), bits=8),
     ],
     ids=["PNG", "JPEG", "DICOM"],
@@ -59,7 +52,7 @@ def test_the_limit_is_a_span_of_16_greys_between_the_percentiles(step: int, few:
 
 
 def test_the_size_of_each_format_is_in_its_header(deep: np.ndarray) -> None:
-    for data in (file_of(deep), file_of((deep // 16).astype(np.uint8), "JPEG"), made(deep)):
+    for data in (image_bytes(deep), image_bytes((deep // 16).astype(np.uint8), "JPEG"), made(deep)):
         assert xray_size(data) == (20, 30)
     assert xray_size(made(deep)[:600]) == (20, 30), "a header is enough"
     assert xray_size(made(deep, Rows=20_000, Columns=20_000)) is None, "over the limit, as for a PNG"

@@ -13,16 +13,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from pretraining.torch_files import saved
 
 from chexseg_ray.pretraining.checkpoints import read_facts, read_state
 from chexseg_ray.pretraining.encoders import build_encoder, check_encoder, load_encoder, read_encoder
-
-
-def saved(value: object, *, new: bool = True) -> bytes:
-    """What torch.save writes: a zip, or the file of torch before 1.6."""
-    stream = io.BytesIO()
-    torch.save(value, stream, _use_new_zipfile_serialization=new)
-    return stream.getvalue()
 
 
 def as_safetensors(state: dict[str, torch.Tensor], model: str = "{}") -> bytes:
@@ -317,10 +311,9 @@ def test_bent_files_are_read_or_refused_and_take_no_memory() -> None:
 
 
 def test_a_name_that_no_weights_need_is_refused_though_nothing_calls_it() -> None:
-    stream = io.BytesIO()
-    torch.save({"a": torch.ones(2), "b": os.getcwd}, stream)
+    data = saved({"a": torch.ones(2), "b": os.getcwd})
     with pytest.raises(ValueError, match=r"it holds a \w+\.getcwd: save only its state_dict"):
-        read_state(stream.getvalue())
+        read_state(data)
 
 
 @pytest.mark.parametrize("pack", [old_file, in_zip], ids=["old file", "zip"])

@@ -1,24 +1,18 @@
 """Encoder weights out of every kind of file, and what is refused."""
 
 import argparse
-import io
 import json
 from collections.abc import Mapping
 
 import pytest
 import torch
+from pretraining.torch_files import saved
 from torch import nn
 
 from chexseg_ray.pretraining.encoders import build_encoder, encoder_channels, load_encoder, read_encoder, read_state
 from chexseg_ray.pseudo.classifier import build_classifier, trunk_of
 
 State = Mapping[str, torch.Tensor]
-
-
-def saved(value: object) -> bytes:
-    stream = io.BytesIO()
-    torch.save(value, stream)
-    return stream.getvalue()
 
 
 def record(state: State, **facts: object) -> bytes:

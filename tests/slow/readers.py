@@ -18,7 +18,9 @@ import pyarrow as pa
 import pydicom
 import torch
 from data.dicom_files import compressed, lut, made
+from data.image_files import image_bytes
 from PIL import Image
+from pretraining.torch_files import saved
 from studies import TINY
 
 from chexseg_ray.config.parse import load_config, parse_config
@@ -167,12 +169,6 @@ class Masks(Reader):
         return "accepted"
 
 
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
 class XRays(Reader):
     most_memory = 1_500_000_000  # an image of 100 million pixels is allowed
 
@@ -196,15 +192,15 @@ class Pictures(XRays):
         turned = Image.Exif()
         turned[0x0112] = 6
         self.seeds = [
-            encoded(grey, "PNG"),
-            encoded(deep, "PNG"),
-            encoded(grey.convert("P"), "PNG", transparency=3),
-            encoded(grey.convert("RGBA"), "PNG"),
-            encoded(grey.convert("1"), "PNG"),
-            encoded(grey, "JPEG"),
-            encoded(grey, "JPEG", exif=turned),
-            encoded(grey.convert("RGB"), "JPEG", progressive=True),
-            encoded(grey.convert("CMYK"), "JPEG"),
+            image_bytes(grey, "PNG"),
+            image_bytes(deep, "PNG"),
+            image_bytes(grey.convert("P"), "PNG", transparency=3),
+            image_bytes(grey.convert("RGBA"), "PNG"),
+            image_bytes(grey.convert("1"), "PNG"),
+            image_bytes(grey, "JPEG"),
+            image_bytes(grey, "JPEG", exif=turned),
+            image_bytes(grey.convert("RGB"), "JPEG", progressive=True),
+            image_bytes(grey.convert("CMYK"), "JPEG"),
         ]
 
 
@@ -213,7 +209,7 @@ class Dicom(XRays):
         super().__init__(folder)
         rng = np.random.default_rng(0)
         values = rng.integers(0, 4096, (16, 12)).astype(np.uint16)
-        jpeg = encoded(Image.fromarray((values[:, :] >> 4).astype(np.uint8)), "JPEG")
+        jpeg = image_bytes(Image.fromarray((values[:, :] >> 4).astype(np.uint8)), "JPEG")
         plain = made(values, WindowCenter="2000", WindowWidth="1000")
         dataset = pydicom.dcmread(io.BytesIO(plain))
         stream = io.BytesIO()
@@ -242,10 +238,7 @@ class Checkpoints(Reader):
         state = self.network.state_dict()
         facts = {"model": json.dumps({"architecture": "tiny", "pathologies": ["Edema", "Lung Lesion"]})}
         whole = {"epoch": 2, "state_dict": {f"model.{name}": tensor for name, tensor in state.items()}}
-        for value, new in ((state, True), (state, False), (whole, True), (whole, False)):
-            stream = io.BytesIO()
-            torch.save(value, stream, _use_new_zipfile_serialization=new)
-            self.seeds.append(stream.getvalue())
+        self.seeds = [saved(value, new=new) for value in (state, whole) for new in (True, False)]
         self.seeds += [to_safetensors(state, facts), to_safetensors(state)]
 
     def read(self, data: bytes) -> str:

@@ -1,7 +1,6 @@
 """The decoding of a study's images without Ray: DICOM beside JPEG and PNG, notes, rejects."""
 
 import importlib.util
-import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ import numpy as np
 import pyarrow.fs as pafs
 import pytest
 from data.dicom_files import made
-from PIL import Image
+from data.image_files import image_bytes
 from studies import TINY
 
 from chexseg_ray.config.parse import load_config
@@ -43,20 +42,14 @@ class NoFiles:
         return name
 
 
-def png(values: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(values).save(stream, "PNG")
-    return stream.getvalue()
-
-
 @pytest.fixture
 def source(tmp_path: Path) -> Source:
     """A root with a PNG, the same X-ray as DICOM, a dark one, an MR image, and masks."""
     (tmp_path / "valid" / "p").mkdir(parents=True)
     for name, data in {
-        "a.png": png((DEEP // 16).astype(np.uint8)),
+        "a.png": image_bytes((DEEP // 16).astype(np.uint8)),
         "b.dcm": made(DEEP, WindowCenter=2048, WindowWidth=4096),
-        "c.png": png(DEEP),
+        "c.png": image_bytes(DEEP),
         "d.dcm": made(DEEP, Modality="MR"),
     }.items():
         (tmp_path / "valid" / "p" / name).write_bytes(data)
@@ -164,7 +157,7 @@ def test_masks_of_dicom_images_are_compared_with_the_size_in_their_header(source
     assert describe_masks(table, found, settings) == ["masks of validation (1 images; mean area): Edema 1 (2.5 %)"]
     for path in (other, Path(source.base, "valid", "p", "b.dcm")):
         path.write_bytes(made(DEEP[:20]))
-    Path(source.base, "valid", "p", "a.png").write_bytes(png(DEEP[:20]))
+    Path(source.base, "valid", "p", "a.png").write_bytes(image_bytes(DEEP[:20]))
     with pytest.raises(InputError, match="its masks are 40 x 30 pixels, the image 20 x 30"):
         select_rows(SourceTables(), source, FILES, settings)
 
