@@ -11,7 +11,7 @@ from chexseg_ray.progress import say
 from chexseg_ray.store.filesystem import refuse_credentials
 from chexseg_ray.store.store import Store
 from chexseg_ray.study.choice import choose
-from chexseg_ray.study.sources import load_study, refuse_credentials_in
+from chexseg_ray.study.sources import load_study
 
 
 def load_model(name: str, overrides: Sequence[str] = ()) -> ExportedModel:
@@ -67,7 +67,6 @@ def _load(name: str, overrides: Sequence[str]) -> ExportedModel:
 def _best_of_study(name: str, overrides: Sequence[str]) -> ExportedModel:
     """The best model of a study by validation; prints which one it is."""
     config = load_config(name, overrides)
-    refuse_credentials_in(config)
     store = Store.open(config.store.root)
     study, _ = load_study(config)
     chosen = choose(study, store.find_all(step.inputs["segmentation"] for _, step in study.points))

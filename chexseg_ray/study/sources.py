@@ -17,7 +17,7 @@ from chexseg_ray.study.points import sweep_points
 SOURCE_FIELDS = ("weak_csv", "expert_csv", "expert_masks", "test_csv", "test_masks", "benchmark_masks")
 
 
-def refuse_credentials_in(config: StudyConfig) -> None:
+def _refuse_credentials_in(config: StudyConfig) -> None:
     """Refuse credentials in any URI of a config, before it is printed or written anywhere.
 
     Args:
@@ -167,9 +167,10 @@ def load_study(config: StudyConfig) -> tuple[Study, Source | None]:
         The graph, and the data root (None for phantoms).
 
     Raises:
-        InputError: a source or a file of weights cannot be read.
+        InputError: a source or a file of weights cannot be read, or a URI of the config has credentials in it.
         TransientError: the storage refuses or does not answer.
     """
+    _refuse_credentials_in(config)
     source = open_source(config)
     return study_graph(config, source_hashes(config, source), hash_encoder_files(config)), source
 
@@ -181,7 +182,11 @@ def load_plan(config: StudyConfig) -> tuple[Study, Source | None, list[str]]:
 
     Returns:
         The graph; the data root, or None if it or a source is missing; and one sentence for each thing that is missing.
+
+    Raises:
+        InputError: a URI of the config has credentials in it.
     """
+    _refuse_credentials_in(config)
     absent, source = [], None
     try:
         opened = open_source(config)

@@ -34,9 +34,8 @@ def _run(asked: Asked) -> int:
 
 def _verify(config: StudyConfig) -> int:
     from chexseg_ray.store.store import Store
-    from chexseg_ray.study.sources import load_study, refuse_credentials_in
+    from chexseg_ray.study.sources import load_study
     from chexseg_ray.sweep.verify import verify_sources
 
-    refuse_credentials_in(config)
     study, source = load_study(config)
     return verify_sources(config, study, source, Store.open(config.store.root))
