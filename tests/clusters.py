@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from slow.processes import of_environment
+
 STORE_BYTES = 100_000_000  # of each node's object store
 # The id and the type that Ray's fake provider expects of a head
 HEAD, FAKE_HEAD = "f" * 51 + "00000", "ray.head.default"
@@ -38,17 +40,9 @@ def marked(variable: str) -> list[int]:
         variable: NAME=value.
 
     Returns:
-        The ids of the living processes that have it.
+        The ids of the living processes that have it, and of their children.
     """
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            has_it = variable.encode() in (folder / "environ").read_bytes().split(b"\0")
-            if has_it and " Z " not in (folder / "stat").read_text():
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
+    return [process.pid for process in of_environment(variable)]
 
 
 def kill_marked(variable: str) -> None:

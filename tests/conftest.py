@@ -9,6 +9,15 @@ import numpy as np
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+_STEERING = (
+    "HOME",
+    "TMPDIR",
+    "RAY_ADDRESS",
+    "RAY_AUTH_MODE",
+    "RAY_AUTH_TOKEN",
+    "RAY_AUTH_TOKEN_PATH",
+    "RAY_TMPDIR",
+)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under a shell's &; the jobs of tests would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -19,6 +28,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(item.get_closest_marker(name) for name in ("ray", "slow")):
             item.add_marker(pytest.mark.science)
+
+
+@pytest.fixture(autouse=True)
+def same_environment(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a science test that leaves a variable that steers Ray or names a folder changed for the tests after it."""
+    before = {name: os.environ.get(name) for name in _STEERING}
+    yield
+    if request.node.get_closest_marker("science"):  # a Ray test starts Ray for the session
+        assert {name: os.environ.get(name) for name in _STEERING} == before
 
 
 @pytest.fixture(scope="session")

@@ -78,7 +78,7 @@ def test_a_home_that_cannot_be_written_gets_a_token_of_its_own(tmp_path: Path, m
         assert len(path.read_text()) == 64
         assert machine.token_file() is None, "there is one now"
         folder.cleanup()
-        monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+        del os.environ["RAY_AUTH_TOKEN_PATH"]  # monkeypatch.delenv would set it again after the test
 
 
 def test_a_machine_without_shared_memory_is_told_so(tmp_path: Path) -> None:
