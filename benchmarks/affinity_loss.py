@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 from machine import describe
 
-from chexseg_ray.pseudo.affinity import PairLabels, irnet_losses
+from chexseg_ray.pseudo.affinity import irnet_losses
 from chexseg_ray.pseudo.irnet import IRNet
+from chexseg_ray.pseudo.pairs import PairLabels
 
 BATCH, PATHOLOGIES, SIZE, RADIUS, REPEATS = 16, 10, 320, 10, 3
 

@@ -46,10 +46,11 @@ from training_steps import (
 from chexseg_ray.data.images import content_box
 from chexseg_ray.data.normalisation import network_input
 from chexseg_ray.evaluation.thresholds import SEGMENTATION_GRID, ScoreHistogram
-from chexseg_ray.pseudo.affinity import PairLabels, irnet_losses
+from chexseg_ray.pseudo.affinity import irnet_losses
 from chexseg_ray.pseudo.classifier import build_classifier
 from chexseg_ray.pseudo.gradcam import grad_cam
 from chexseg_ray.pseudo.irnet import IRNet, boundary_maps
+from chexseg_ray.pseudo.pairs import PairLabels
 from chexseg_ray.pseudo.propagation import propagate_cams
 from chexseg_ray.pseudo.random_walk import Transition
 from chexseg_ray.segmentation.training import predict

@@ -1,69 +1,31 @@
-"""Pairs of neighbouring cells, their affinities (paper eq. 5), and the three losses of IRNet (paper eq. 3, 4 and 6).
+"""The affinities of pairs of cells (paper eq. 5), and the three losses of IRNet (paper eq. 3, 4 and 6).
 
 `reference_losses` writes the equations out pair by pair, for readers; training uses `irnet_losses`, which computes the
-same numbers and their gradients fast.
-
-A pair is two cells closer than the radius, and each unordered pair counts once: its direction (dy, dx) lies in one half
-plane. All pairs of one direction are two shifted views of a map, and the largest boundary value on their paths is a
-running maximum over shifted views, so no index of pairs is ever built. Maps have the batch last, so that a view's rows
-are long runs of memory.
+same numbers and their gradients fast. On a CPU it takes one direction of pairs after another: the largest boundary
+value on their paths is a running maximum over shifted views, so no index of pairs is ever built. A GPU would spend its
+time on starting such small pieces of work, so there `grouped_pairs` takes many directions at once.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from itertools import combinations, product
 from typing import Any
 
 import torch
 
+from chexseg_ray.pseudo.grouped_pairs import grouped_losses
 from chexseg_ray.pseudo.ir_labels import BACKGROUND, FOREGROUND
-
-EPSILON = 1e-5  # inside both logarithms, as in the released code
-_GROUP = 10  # pathologies whose labels are one table index: 2^10 entries
-
-Direction = tuple[int, int]
-
-
-@cache
-def directions(radius: int) -> tuple[Direction, ...]:
-    """Return the directions (dy, dx) shorter than `radius`, one of each opposite two: (0, dx > 0), then dy > 0."""
-    reach = range(1 - radius, radius)
-    half = [(0, x) for x in reach if x > 0] + [(y, x) for y in reach if y > 0 for x in reach]
-    return tuple((y, x) for y, x in half if x * x + y * y < radius * radius)
-
-
-@cache
-def path(direction: Direction) -> tuple[Direction, ...]:
-    """Return the cells (y, x) on the line between a pair's ends, from its first end; the paper's Pi_ij (eq. 5).
-
-    These are the cells of the pair's bounding box closer than one cell to the line; both ends belong to them.
-
-    Args:
-        direction: (dy, dx) from the first end to the second, one of `directions`.
-    """
-    dy, dx = direction
-    box = [(y, x) for y in range(dy + 1) for x in range(min(dx, 0), max(dx, 0) + 1)]
-    return tuple((y, x) for y, x in box if (y * dx - x * dy) ** 2 < dy * dy + dx * dx)
-
-
-def shifted(maps: torch.Tensor, direction: Direction, cell: Direction) -> torch.Tensor:
-    """View the cell at one offset from the first end of every pair.
-
-    Args:
-        maps: [h, w, ...], of any dtype.
-        direction: (dy, dx) of the pairs.
-        cell: offset (y, x) in the pair's bounding box; (0, 0) is the first end, the direction itself is the second.
-
-    Returns:
-        [h - dy, w - |dx|, ...], one entry per pair; empty when the map is smaller than the direction.
-    """
-    dy, dx = direction
-    height, width = max(maps.shape[0] - dy, 0), max(maps.shape[1] - abs(dx), 0)
-    top, left = cell[0], cell[1] - min(dx, 0)
-    return maps[top : top + height, left : left + width]
+from chexseg_ray.pseudo.pairs import (
+    EPSILON,
+    LABEL_GROUP,
+    Direction,
+    PairLabels,
+    bit_table,
+    directions,
+    path,
+    shifted,
+)
 
 
 def path_max(boundary: torch.Tensor, direction: Direction) -> torch.Tensor:
@@ -94,75 +56,6 @@ def affinity(boundary: torch.Tensor, direction: Direction) -> torch.Tensor:
         float [h - dy, w - |dx|, ...] in [0, 1], one entry per pair.
     """
     return 1 - path_max(boundary, direction)
-
-
-class PairLabels:
-    """The IR labels of a batch, and the kind of every pair: both cells foreground, both background, or one of each.
-
-    A cell's labels of up to ten pathologies are the bits of one integer. A few bitwise operations then give a pair's
-    kinds, and one look-up gives a sum over pathologies.
-    """
-
-    def __init__(self, labels: torch.Tensor, radius: int) -> None:
-        """Pack the labels into bits.
-
-        Args:
-            labels: uint8 [B, K, h, w] of 0, 1 and 255.
-            radius: in cells; two cells closer than this are a pair.
-        """
-        self.num_pathologies = labels.shape[1]
-        self.radius = radius
-        self._foreground, self._background = _bits(labels == FOREGROUND), _bits(labels == BACKGROUND)
-
-    def kinds(self, direction: Direction) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Find the kind of every pair of one direction, for one group of up to ten pathologies after another.
-
-        Args:
-            direction: (dy, dx) of the pairs.
-
-        Yields:
-            The group's number, and three int32 [h - dy, w - |dx|, B] of bits: bit k of an entry is set where, for
-            pathology k of the group, both cells are foreground, both are background, or there is one of each.
-        """
-        for group, (foreground, background) in enumerate(zip(self._foreground, self._background, strict=True)):
-            f1, f2 = shifted(foreground, direction, (0, 0)), shifted(foreground, direction, direction)
-            b1, b2 = shifted(background, direction, (0, 0)), shifted(background, direction, direction)
-            yield group, f1 & f2, b1 & b2, (f1 & b2) | (b1 & f2)
-
-    def counts(self) -> torch.Tensor:
-        """Count cells and pairs of each pathology; the counts of the shares of a batch add up to the batch's.
-
-        Returns:
-            int64 [K, 4]: foreground cells, foreground pairs, background pairs, pairs of one of each.
-        """
-        histograms = torch.zeros(
-            len(self._foreground), 4, 1 << _GROUP, dtype=torch.int64, device=self._foreground.device
-        )
-        for group, bits in enumerate(self._foreground):
-            histograms[group, 0] = torch.bincount(bits.flatten(), minlength=1 << _GROUP)
-        for direction in directions(self.radius):
-            for group, *kinds in self.kinds(direction):
-                for kind, bits in enumerate(kinds, start=1):
-                    histograms[group, kind] += torch.bincount(bits.flatten(), minlength=1 << _GROUP)
-        per_bit = (histograms.double() @ _bit_table(histograms.device)).to(torch.int64)  # exact up to 2^53 pairs
-        return per_bit.permute(0, 2, 1).reshape(-1, 4)[: self.num_pathologies].contiguous()
-
-
-def _bits(chosen: torch.Tensor) -> torch.Tensor:
-    """Pack bool [B, K, h, w] into int32 [ceil(K / 10), h, w, B]: pathology k of a group is bit k."""
-    packed = []
-    for group in torch.split(chosen, _GROUP, dim=1):
-        bits = torch.zeros_like(group[:, 0], dtype=torch.int32)
-        for k in range(group.shape[1]):
-            bits = bits + (group[:, k].to(torch.int32) << k)
-        packed.append(bits.permute(1, 2, 0))
-    return torch.stack(packed).contiguous()
-
-
-def _bit_table(device: torch.device) -> torch.Tensor:
-    """The bits of each index from 0 to 1023: float64 [1024, 10] of 0 and 1."""
-    index = torch.arange(1 << _GROUP, device=device)
-    return ((index[:, None] >> torch.arange(_GROUP, device=device)) & 1).double()
 
 
 @dataclass(frozen=True)
@@ -250,12 +143,12 @@ def irnet_losses(
     """
     if counts is None:
         counts = labels.counts()
-    losses: torch.Tensor = _PairLosses.apply(boundary, displacement, labels, _weights(counts, boundary))
+    losses: torch.Tensor = _PairLosses.apply(boundary, displacement, labels, kind_weights(counts, boundary))
     return IrnetLosses(*losses.unbind())
 
 
-def _weights(counts: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The weight of a pair by its kind and the set of pathologies that it is of this kind for.
+def kind_weights(counts: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Compute the weight of a pair by its kind and the set of pathologies that it is of this kind for.
 
     Args:
         counts: int64 [K, 4], as PairLabels.counts gives them.
@@ -266,14 +159,14 @@ def _weights(counts: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """
     positive = counts[:, 0] > 0
     weight = torch.where(positive[:, None], 1 / counts[:, 1:].clamp(min=1).double(), 0.0) / positive.sum().clamp(min=1)
-    padded = torch.zeros(-len(weight) % _GROUP + len(weight), 3, dtype=torch.float64, device=weight.device)
+    padded = torch.zeros(-len(weight) % LABEL_GROUP + len(weight), 3, dtype=torch.float64, device=weight.device)
     padded[: len(weight)] = weight
-    table = _bit_table(weight.device) @ padded.view(-1, _GROUP, 3)
+    table = bit_table(weight.device) @ padded.view(-1, LABEL_GROUP, 3)
     return table.permute(0, 2, 1).to(like.dtype).contiguous()
 
 
 class _PairLosses(torch.autograd.Function):
-    """The losses and their gradients in one pass over the directions; nothing of a direction outlives its turn."""
+    """The losses and their gradients, both computed in the forward pass."""
 
     @staticmethod
     def forward(
@@ -286,24 +179,12 @@ class _PairLosses(torch.autograd.Function):
             boundary: float [B, h, w] in [0, 1].
             displacement: float [B, 2, h, w] in cells, or None.
             labels: the labels of the batch.
-            weights: float [groups, 3, 1024], as _weights returns them.
+            weights: float [groups, 3, 1024], as kind_weights returns them.
         """
         maps = boundary.detach().permute(1, 2, 0).contiguous()
-        slopes = torch.zeros_like(maps)
         fields = None if displacement is None else displacement.detach().permute(2, 3, 1, 0).contiguous()
-        field_slopes = [torch.zeros_like(fields), torch.zeros_like(fields)] if fields is not None else []
-        losses = torch.zeros(3, dtype=torch.float64, device=maps.device)
-        for direction in directions(labels.radius):
-            if maps.shape[0] <= direction[0] or maps.shape[1] <= abs(direction[1]):
-                continue
-            foreground, background, unequal = _pair_weights(labels, direction, weights)
-            losses[0] += _boundary_term(maps, slopes, direction, (foreground + background) / 2, unequal)
-            if fields is not None:
-                target = torch.tensor(direction, dtype=fields.dtype, device=fields.device)[:, None]
-                losses[1] += _displacement_term(fields, field_slopes[0], direction, foreground, target)
-                losses[2] += _displacement_term(
-                    fields, field_slopes[1], direction, background, torch.zeros_like(target)
-                )
+        compute = grouped_losses if maps.is_cuda else successive_losses
+        losses, slopes, field_slopes = compute(maps, fields, labels, weights)
         ctx.save_for_backward(slopes.permute(2, 0, 1), *(slope.permute(3, 2, 0, 1) for slope in field_slopes))
         return losses.to(boundary.dtype)
 
@@ -314,6 +195,36 @@ class _PairLosses(torch.autograd.Function):
         outer = grads[0]
         field = outer[1] * field_slopes[0] + outer[2] * field_slopes[1] if field_slopes else None
         return outer[0] * slopes, field, None, None
+
+
+def successive_losses(
+    maps: torch.Tensor, fields: torch.Tensor | None, labels: PairLabels, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Compute what grouped_losses does, one direction after another; nothing of a direction outlives its turn.
+
+    Args:
+        maps: the boundary maps, float [h, w, B].
+        fields: the displacement fields, float [h, w, 2, B] in cells; or None.
+        labels: the labels of the same batch.
+        weights: of a pair by its kind and pathologies, float [groups, 3, 1024].
+
+    Returns:
+        The losses float64 [3]; the slopes of the boundary loss by the maps, float [h, w, B]; the slopes of the
+        displacement losses by the fields, two float [h, w, 2, B], or none.
+    """
+    slopes = torch.zeros_like(maps)
+    field_slopes = [torch.zeros_like(fields), torch.zeros_like(fields)] if fields is not None else []
+    losses = torch.zeros(3, dtype=torch.float64, device=maps.device)
+    for direction in directions(labels.radius):
+        if maps.shape[0] <= direction[0] or maps.shape[1] <= abs(direction[1]):
+            continue
+        foreground, background, unequal = _pair_weights(labels, direction, weights)
+        losses[0] += _boundary_term(maps, slopes, direction, (foreground + background) / 2, unequal)
+        if fields is not None:
+            target = torch.tensor(direction, dtype=fields.dtype, device=fields.device)[:, None]
+            losses[1] += _displacement_term(fields, field_slopes[0], direction, foreground, target)
+            losses[2] += _displacement_term(fields, field_slopes[1], direction, background, torch.zeros_like(target))
+    return losses, slopes, field_slopes
 
 
 def _pair_weights(labels: PairLabels, direction: Direction, weights: torch.Tensor) -> list[torch.Tensor]:

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from chexseg_ray.data.normalisation import network_input
-from chexseg_ray.pseudo.affinity import PairLabels, irnet_losses, total_loss
+from chexseg_ray.pseudo.affinity import irnet_losses, total_loss
 from chexseg_ray.pseudo.classifier import Sum
+from chexseg_ray.pseudo.pairs import PairLabels
 
 STRIDE = 4  # pixels of the image per cell of the outputs, in height and width
 _CHANNELS = (64, 256, 512, 1024, 2048)  # of the trunk's five stages

@@ -13,7 +13,8 @@ from functools import cache
 
 import torch
 
-from chexseg_ray.pseudo.affinity import affinity, directions
+from chexseg_ray.pseudo.affinity import affinity
+from chexseg_ray.pseudo.pairs import directions
 
 # The error of lambda^t on [-1, 1]. A map that is zero except in one cell needs it to be right to 1e-3 in every cell.
 SERIES_ERROR = 1e-7

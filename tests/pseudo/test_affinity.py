@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from chexseg_ray.pseudo.affinity import (
-    EPSILON,
-    PairLabels,
     affinity,
-    directions,
     irnet_losses,
-    path,
+    kind_weights,
     reference_losses,
+    successive_losses,
     total_loss,
 )
+from chexseg_ray.pseudo.grouped_pairs import grouped_losses
+from chexseg_ray.pseudo.pairs import EPSILON, PairLabels, convolved_counts, directions, path
 
 Cell = tuple[int, int]
 
@@ -166,3 +166,31 @@ def test_labels_without_a_foreground_give_no_loss_and_no_gradient() -> None:
     loss.backward()
     assert float(loss.detach()) == 0
     assert not boundary.grad.any()
+
+
+@pytest.mark.parametrize("levels", [0, 8])
+@pytest.mark.parametrize(("count", "height", "width", "radius"), [(3, 14, 11, 5), (12, 9, 16, 4), (2, 3, 5, 6)])
+def test_the_form_for_gpus_gives_the_losses_counts_and_slopes_of_the_form_for_cpus(
+    count: int, height: int, width: int, radius: int, levels: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (3, count, height, width), generator=generator).to(torch.uint8)
+    labels[labels == 2] = 255
+    maps = torch.rand(height, width, 3, generator=generator)
+    if levels:  # several cells of a path then have its maximum, and the first of them gets the slope
+        maps = maps.mul(levels).round().div(levels)
+    fields = torch.randn(height, width, 2, 3, generator=generator)
+    pairs = PairLabels(labels, radius)
+    counts = pairs.counts()
+    assert torch.equal(convolved_counts(labels, radius), counts)
+    weights = kind_weights(counts, maps)
+    losses, slopes, field_slopes = grouped_losses(maps, fields, pairs, weights)
+    wanted_losses, wanted_slopes, wanted_field_slopes = successive_losses(maps, fields, pairs, weights)
+    torch.testing.assert_close(losses, wanted_losses, rtol=1e-6, atol=0)
+    for found, wanted in zip([slopes, *field_slopes], [wanted_slopes, *wanted_field_slopes], strict=True):
+        assert found.shape == wanted.shape
+        assert float((found - wanted).norm()) <= 1e-5 * float(wanted.norm())
+    alone = grouped_losses(maps, None, pairs, weights)
+    assert torch.equal(alone[0][:1], losses[:1])
+    assert torch.equal(alone[1], slopes)
+    assert alone[2] == []

@@ -8,10 +8,11 @@ from skimage.measure import label
 from chexseg_ray.data.images import ContentBox, letterbox, letterbox_mask
 from chexseg_ray.data.normalisation import network_input
 from chexseg_ray.data.phantom import PhantomImage, render
-from chexseg_ray.pseudo.affinity import PairLabels, irnet_losses
+from chexseg_ray.pseudo.affinity import irnet_losses
 from chexseg_ray.pseudo.instances import follow, group_by_centroid, instance_cams
 from chexseg_ray.pseudo.ir_labels import ir_labels
 from chexseg_ray.pseudo.irnet import IRNet
+from chexseg_ray.pseudo.pairs import PairLabels
 from chexseg_ray.pseudo.propagation import propagate_cams
 from chexseg_ray.pseudo.random_walk import WalkSettings
 

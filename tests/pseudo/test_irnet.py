@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from chexseg_ray.pseudo.affinity import PairLabels, irnet_losses, total_loss
+from chexseg_ray.pseudo.affinity import irnet_losses, total_loss
 from chexseg_ray.pseudo.irnet import IRNet, boundary_maps, polynomial_decay
+from chexseg_ray.pseudo.pairs import PairLabels
 
 
 def test_stages_lie_at_a_quarter_an_eighth_and_a_sixteenth() -> None:

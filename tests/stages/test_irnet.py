@@ -21,9 +21,10 @@ from chexseg_ray.engine.shards import ImageShards
 from chexseg_ray.engine.tables import binary_column, split_cams
 from chexseg_ray.engine.train import NanLossError, Report, TrainingJob, run_training
 from chexseg_ray.errors import InputError
-from chexseg_ray.pseudo.affinity import PairLabels, irnet_losses
+from chexseg_ray.pseudo.affinity import irnet_losses
 from chexseg_ray.pseudo.ir_labels import ir_labels
 from chexseg_ray.pseudo.irnet import IRNet, irnet_update
+from chexseg_ray.pseudo.pairs import PairLabels
 from chexseg_ray.stages.irnet import Settings, load_irnet, training_sample
 from chexseg_ray.stages.propagation import PropagationActor
 from chexseg_ray.stages.propagation import Settings as PropagationSettings
