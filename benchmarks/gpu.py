@@ -3,8 +3,8 @@
     python benchmarks/gpu.py [--tiny] [--out FOLDER] [--only PART ...]      8 minutes on an H100; --tiny 1 on 2 cores
 
 Measures, part by part: the machine; the errors of each step against the CPU, where trainings run in float64 (right);
-whether the same updates give the same bytes (again); updates per second of each training (speed) and of the
-segmentation update with one change after another (variants); where the time of an IRNet update goes (irnet); CAMs,
+whether the same updates give the same bytes (again), also as CUDA graphs (graphs); updates per second of each training
+(speed), and of each in other ways of computing (variants); where the time of an IRNet update goes (irnet); CAMs,
 propagation and prediction (maps); and 1 to 8 trainings side by side (packing). Without a GPU the same code runs on
 the CPU, at the sizes of --tiny. Prints one line a measurement, and writes all of them to FOLDER/gpu.json. A part that
 fails prints its error, the others go on, and the exit code is then 1. Needs torch, torchvision, smp, numpy, scipy,
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from gpu_right import measure_errors
-from gpu_variants import measure_variants
+from gpu_variants import compare_graphs, measure_variants
 from machine import describe
 from training_steps import (
     ALONE,
@@ -344,15 +344,23 @@ def work_beside_others(bench: Bench, begin: float) -> None:
 
 
 def variants(bench: Bench) -> None:
-    """Record what each change to the segmentation update gives, by gpu_variants.py."""
+    """Record what other ways of computing give each training, by gpu_variants.py."""
     for name, numbers in measure_variants(bench):
         bench.record(f"variant: {name}", **numbers)
+
+
+def graphs(bench: Bench) -> None:
+    """Record whether updates as CUDA graphs give the weights of the same updates without."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    for name, numbers in compare_graphs(bench):
+        bench.record(f"graph: {name}", **numbers)
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {
     "machine": machine,
     "right": right,
     "again": again,
+    "graphs": graphs,
     "speed": speed,
     "variants": variants,
     "irnet": irnet,

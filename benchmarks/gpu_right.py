@@ -86,7 +86,7 @@ def _gradients(setup: Setup, name: str, fast: bool) -> tuple[torch.Tensor, torch
     """Return all gradients and losses of the first update, flat, in float64 on the CPU."""
     model, update = make_step(name, setup)
     with default_dtype(setup.dtype), tf32(fast):
-        losses = torch.as_tensor(np.atleast_1d(np.asarray(update(0), dtype=float)))
+        losses = update(0).reshape(-1).double().cpu()
     gradients = [p.grad.flatten().double().cpu() for p in model.parameters() if p.grad is not None]
     return torch.cat(gradients), losses
 

@@ -30,7 +30,7 @@ from chexseg_ray.engine.replicas import Replica
 from chexseg_ray.engine.shards import Sample
 from chexseg_ray.evaluation.auroc import auroc
 from chexseg_ray.evaluation.intervals import t_interval
-from chexseg_ray.pretraining.moco import MocoSettings, build_moco, moco_update
+from chexseg_ray.pretraining.moco import MocoSettings, build_moco, draw_batch, moco_update
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 LEARNING_RATE, BATCH_SIZE, NORMALISATION = 1e-4, 32, "chexpert"
@@ -131,9 +131,10 @@ def one_seed(seed: int, updates: int, size: int) -> tuple[float, float]:
         batch: list[Sample] = [unlabelled[i] for i in rows]
         pixels = torch.from_numpy(np.stack([sample.pixels for sample in batch]))
         boxes = [content_box(*sample.original, size) for sample in batch]
-        losses.append(moco_update(model, optimiser, pixels, boxes, settings, update, Replica(0, 1)))
+        drawn = draw_batch(pixels, boxes, settings, update, Replica(0, 1))
+        losses.append(moco_update(model, optimiser, drawn, settings, lambda network, x, _: network(x), Replica(0, 1)))
         if (update + 1) % 100 == 0:
-            loss, found = np.mean(losses[-100:], axis=0)
+            loss, found = torch.stack(losses[-100:]).mean(dim=0).tolist()
             print(f"  update {update + 1}: loss {loss:.3f}, {found:.0%} found", flush=True)
     return before, probe(model.query.encoder, train, test)
 

@@ -3,10 +3,10 @@
 Not a script, and measures nothing: gpu.py times these updates, and fake_devices.py counts what they ask of a GPU.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,16 +14,20 @@ import torch
 from torch import nn
 
 from chexseg_ray.data.images import content_box
+from chexseg_ray.engine.device_updates import Pass, device_updates
+from chexseg_ray.engine.devices import to_device
 from chexseg_ray.engine.replicas import Replica
 from chexseg_ray.engine.shards import Batch, Sample
-from chexseg_ray.pretraining.moco import MocoSettings, build_moco, moco_update
+from chexseg_ray.pretraining.moco import MocoBatch, MocoSettings, build_moco, draw_batch, moco_update
 from chexseg_ray.pseudo.classifier import IGNORED, build_classifier, classifier_update
 from chexseg_ray.pseudo.irnet import IRNet, irnet_update
 from chexseg_ray.pseudo.random_walk import WalkSettings
 from chexseg_ray.segmentation.network import build_network
-from chexseg_ray.segmentation.training import segmentation_update
+from chexseg_ray.segmentation.training import segmentation_update, unpacked
 from chexseg_ray.stages.irnet import Sampling, training_sample
+from chexseg_ray.updates.precision import in_precision, placed
 
+M = TypeVar("M", bound=nn.Module)
 PATHOLOGIES = 10
 ORIGINAL = (2320, 2828)  # height and width of a CheXpert X-ray, in pixels
 ALONE = Replica(0, 1)
@@ -52,6 +56,9 @@ class Setup:
         queue_size: of MoCo, a multiple of batch_size.
         num_replicas: number of parts in which BatchNorm sees a batch (segmentation, classifier and MoCo).
         dropout: False sets every dropout to 0, as CPU and GPU draw different masks from one seed.
+        precision: float32 | bf16.
+        channels_last: whether weights have that memory format in float32 too.
+        graph: whether an update is one CUDA graph.
     """
 
     size: int
@@ -62,9 +69,32 @@ class Setup:
     queue_size: int = 24576
     num_replicas: int = 1
     dropout: bool = True
+    precision: str = "float32"
+    channels_last: bool = False
+    graph: bool = False
+
+    def placed(self, model: M) -> M:
+        """Move a network to the device, in train mode."""
+        model = placed(model.to(self.dtype), self.device, self.precision).train()
+        return model.to(memory_format=torch.channels_last) if self.channels_last else model
+
+    def updates(
+        self, update: Callable[..., torch.Tensor], optimiser: torch.optim.Optimizer, model: nn.Module
+    ) -> Callable[..., torch.Tensor]:
+        """Make the function that does an update, as the trainings make it."""
+        return device_updates(
+            update,
+            optimiser,
+            [model],
+            device=self.device,
+            replica=ALONE,
+            num_replicas=self.num_replicas,
+            seed=0,
+            graph=self.graph,
+        )
 
 
-Update = Callable[[int], Any]  # takes the number of the update, returns its loss or losses
+Update = Callable[[int], torch.Tensor]  # takes the number of the update, returns its loss or losses
 
 
 def random_pixels(rng: np.random.Generator, count: int, size: int) -> npt.NDArray[np.uint8]:
@@ -123,50 +153,50 @@ def _adam(parameters: Any, **options: Any) -> torch.optim.Adam:
 
 def _classifier(architecture: str, setup: Setup) -> tuple[nn.Module, Update]:
     """Make the classifier's training."""
-    model = build_classifier(architecture, PATHOLOGIES, "ignore").to(setup.device, setup.dtype).train()
+    model = setup.placed(build_classifier(architecture, PATHOLOGIES, "ignore"))
     optimiser = _adam(model.parameters())
     batch = random_batch(np.random.default_rng(3), setup.batch_size, setup.size)
+    pixels, targets = torch.tensor(batch.pixels), torch.tensor(batch.targets)
 
-    def update(number: int) -> float:
-        pixels, targets = torch.tensor(batch.pixels).to(setup.device), torch.tensor(batch.targets)
-        count = int((targets != IGNORED).sum())
-        forward = partial(ALONE.forward, model, num_replicas=setup.num_replicas, seed=(0, number))
-        return classifier_update(model, optimiser, pixels, targets.to(setup.device), count, "imagenet", forward)
+    def on_device(pass_: Pass, pixels: torch.Tensor, targets: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+        forward = in_precision(partial(pass_, model), setup.precision)
+        return classifier_update(model, optimiser, pixels, targets, count, "imagenet", forward)
 
-    return model, update
+    do = setup.updates(on_device, optimiser, model)
+    return model, lambda number: do(number, pixels, targets, (targets != IGNORED).sum())
 
 
 def _segmentation(setup: Setup) -> tuple[nn.Module, Update]:
     """Make the segmentation network's training, on masks of which a fifth is positive."""
-    model = segmentation_network().to(setup.device, setup.dtype).train()
+    model = setup.placed(segmentation_network())
     if not setup.dropout:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
     optimiser = _adam(model.parameters())
     rng = np.random.default_rng(5)
-    pixels = random_pixels(rng, setup.batch_size, setup.size)
-    masks = rng.random((setup.batch_size, PATHOLOGIES, setup.size, setup.size)) > 0.8
+    pixels = torch.from_numpy(random_pixels(rng, setup.batch_size, setup.size))
+    masks = rng.random((setup.batch_size, PATHOLOGIES, setup.size * setup.size)) > 0.8
+    packed = torch.from_numpy(np.packbits(masks, axis=-1))
 
-    def update(number: int) -> float:
-        inputs = torch.from_numpy(pixels).to(setup.device), torch.from_numpy(masks).to(setup.device)
-        forward = partial(ALONE.forward, model, num_replicas=setup.num_replicas, seed=(0, number))
-        return segmentation_update(model, optimiser, *inputs, "chexpert", 1.0, forward)
+    def on_device(pass_: Pass, pixels: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+        masks, forward = unpacked(packed, setup.size), in_precision(partial(pass_, model), setup.precision)
+        return segmentation_update(model, optimiser, pixels, masks, "chexpert", 1.0, forward)
 
-    return model, update
+    do = setup.updates(on_device, optimiser, model)
+    return model, lambda number: do(number, pixels, packed)
 
 
 def _irnet(displacement: bool, setup: Setup) -> tuple[nn.Module, Update]:
     """Make IRNet's training, with or without the displacement branch."""
-    model = IRNet(displacement).to(setup.device, setup.dtype).train()
+    model = setup.placed(IRNet(displacement))
     optimiser = torch.optim.SGD(model.parameter_groups(0.01), lr=0.01, weight_decay=1e-4)
     batch = random_batch(np.random.default_rng(3), setup.batch_size, setup.size)
-    pixels, labels = training_sample(batch, irnet_sampling(setup.size), 0, ALONE)
+    sample = training_sample(batch, irnet_sampling(setup.size), 0, ALONE)
 
-    def update(number: int) -> Sequence[float]:
-        return irnet_update(
-            model, optimiser, pixels.to(setup.device), labels.to(setup.device), setup.radius, "sum", "imagenet"
-        )
+    def update(number: int) -> torch.Tensor:
+        pixels, labels = (to_device(tensor, setup.device) for tensor in sample)
+        return irnet_update(model, optimiser, pixels, labels, setup.radius, "sum", "imagenet")
 
     return model.branches, update
 
@@ -191,9 +221,16 @@ def _moco(setup: Setup) -> tuple[nn.Module, Update]:
         seed=0,
         size=setup.size,
     )
-    model = build_moco(settings).to(setup.device, setup.dtype).train()
+    model = setup.placed(build_moco(settings))
     optimiser = _adam(model.query.parameters(), weight_decay=1e-4)
-    batch = random_batch(np.random.default_rng(3), setup.batch_size, setup.size)
-    pixels = torch.from_numpy(batch.pixels)
+    pixels = torch.from_numpy(random_batch(np.random.default_rng(3), setup.batch_size, setup.size).pixels)
     boxes = [content_box(*ORIGINAL, setup.size)] * setup.batch_size
-    return model.query, lambda update: moco_update(model, optimiser, pixels, boxes, settings, update, ALONE)
+
+    def on_device(pass_: Pass, *batch: torch.Tensor) -> torch.Tensor:
+        def encode(network: nn.Module, inputs: torch.Tensor, role: int) -> torch.Tensor:
+            return in_precision(lambda images: pass_(network, images, role), setup.precision)(inputs)
+
+        return moco_update(model, optimiser, MocoBatch(*batch), settings, encode, ALONE)
+
+    do = setup.updates(on_device, optimiser, model)
+    return model.query, lambda number: do(number, *draw_batch(pixels, boxes, settings, number, ALONE))

@@ -85,7 +85,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def track(label: str, total: int) -> Callable[[int, str], float]:
+def track(label: str, total: int) -> Callable[[int, str | Callable[[], str]], float]:
     """Start to show how far a piece of work is.
 
     Args:
@@ -94,12 +94,13 @@ def track(label: str, total: int) -> Callable[[int, str], float]:
 
     Returns:
         A function of (items done, a note to print with them) that prints them and returns the estimated seconds left.
+        A note that is a function is called only when it is printed.
     """
     start = time.monotonic()
     last_shown = start
     terminal = sys.stdout.isatty()
 
-    def show(done: int, note: str = "") -> float:
+    def show(done: int, note: str | Callable[[], str] = "") -> float:
         """Print the bar, or, in a log, a line when the last one is old enough or the work is done."""
         nonlocal last_shown
         now = time.monotonic()
@@ -109,7 +110,7 @@ def track(label: str, total: int) -> Callable[[int, str], float]:
         last_shown = now
         text = f"{label} {done}/{total}"
         if note:
-            text += f", {note}"
+            text += f", {note if isinstance(note, str) else note()}"
         if done < total:
             text += f", about {left:.0f} s left"
         if not terminal:

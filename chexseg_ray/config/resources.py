@@ -162,6 +162,12 @@ class ComputeConfig(Section):
     """How often a training may start again after its process or node was lost; -1: no limit."""
     state_seconds: NotNegative = 30.0
     """Seconds between two saved states of a training."""
+    cuda_graphs: bool = False
+    """Whether each update of a training is one CUDA graph, where a GPU trains by one process and one replica: up to
+    three times as fast where the host is the bottleneck. IRNet's updates are none."""
+    deterministic: bool = False
+    """Whether trainings and inference on a GPU use only kernels that give the same bytes in every run; slower. On a CPU
+    they always do."""
     rates: RatesConfig = RatesConfig()
     """Speeds and prices for the plan's estimates."""
     dashboard: bool = False

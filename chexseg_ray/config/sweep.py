@@ -16,6 +16,7 @@ from chexseg_ray.config.fields import (
     OneOrMore,
     OpenFraction,
     Positive,
+    Precision,
     RateByWeakN,
     Section,
     Seed,
@@ -41,6 +42,8 @@ class SegmentationConfig(Section):
     """Images of one update."""
     num_replicas: Positive
     """Parts of a batch over each of which BatchNorm takes its statistics; so many workers may share a batch."""
+    precision: Precision = "float32"
+    """Arithmetic of the network's training pass: float32, or bf16, which is faster on GPUs. Inference is float32."""
     learning_rate: LearningRate | RateByWeakN
     """Adam's learning rate: a number, or a mapping from weak_n."""
     num_updates: Positive | CountByWeakN

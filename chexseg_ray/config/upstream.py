@@ -14,6 +14,7 @@ from chexseg_ray.config.fields import (
     NotNegative,
     OpenFraction,
     Positive,
+    Precision,
     Section,
     Seed,
     Split,
@@ -48,6 +49,8 @@ class EncoderClassifierConfig(Section):
     """Images of one update."""
     num_replicas: Positive
     """Parts of a batch over each of which BatchNorm takes its statistics; so many workers may share a batch."""
+    precision: Precision = "float32"
+    """Arithmetic of the network's training pass: float32, or bf16, which is faster on GPUs. Inference is float32."""
     learning_rate: LearningRate
     """Adam's learning rate."""
     num_updates: Positive
@@ -114,6 +117,8 @@ class MocoConfig(Section):
     """Images of one update."""
     num_replicas: Positive
     """Parts of a batch over each of which BatchNorm takes its statistics; so many workers may share a batch."""
+    precision: Precision = "float32"
+    """Arithmetic of both encoders' passes: float32, or bf16, which is faster on GPUs."""
     learning_rate: LearningRate
     """Adam's learning rate."""
     milestones: Annotated[tuple[Positive, ...], Field(strict=False)]

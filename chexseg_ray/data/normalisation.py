@@ -1,5 +1,7 @@
 """Input statistics, which travel with the weights that were trained on them, and the one way pixels enter a network."""
 
+from functools import cache
+
 import torch
 
 # mean and standard deviation of each input channel, for pixels in [0, 1]
@@ -20,6 +22,16 @@ def network_input(pixels: torch.Tensor, normalisation: str) -> torch.Tensor:
     Returns:
         [B, 3, S, S] of the default float type: (pixels / 255 - mean) / standard deviation.
     """
-    mean, std = (torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) for values in STATISTICS[normalisation])
-    grey = pixels.unsqueeze(1).to(torch.get_default_dtype()) / 255.0
+    mean, std = _constants(normalisation, pixels.device, torch.get_default_dtype())
+    grey = pixels.unsqueeze(1).to(mean.dtype) / 255.0
     return (grey - mean) / std
+
+
+@cache
+def _constants(normalisation: str, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation [1, 3, 1, 1], copied to a device once: a GPU waits for each copy."""
+    mean, std = STATISTICS[normalisation]
+    return (
+        torch.tensor(mean, dtype=dtype, device=device).view(1, 3, 1, 1),
+        torch.tensor(std, dtype=dtype, device=device).view(1, 3, 1, 1),
+    )

@@ -43,14 +43,24 @@ class Replica:
         """Replace each tensor by its sum over the processes.
 
         Args:
-            tensors: contiguous, of equal shapes in all processes.
+            tensors: of equal shapes and types in all processes; those of one type travel together.
         """
-        if self.count > 1:
-            from torch import distributed
+        if self.count == 1:
+            return
+        from torch import distributed
 
-            for tensor in tensors:
-                assert tensor.is_contiguous(), "all_reduce silently adds up a strided tensor's memory, not its elements"
-                distributed.all_reduce(tensor)
+        by_type: dict[torch.dtype, list[torch.Tensor]] = {}
+        for tensor in tensors:
+            by_type.setdefault(tensor.dtype, []).append(tensor)
+        for group in by_type.values():
+            flat = torch.cat([tensor.reshape(-1) for tensor in group])
+            distributed.all_reduce(flat)
+            for tensor, total in zip(group, torch.split(flat, [tensor.numel() for tensor in group]), strict=True):
+                tensor.copy_(total.view(tensor.shape))
+
+    def seed(self, seed: Sequence[int]) -> None:
+        """Seed the dropout of a whole batch that passes in one part, as forward() does; of numbers `seed`."""
+        torch.manual_seed(_mixed_seed(*seed, 0))
 
     def forward(self, model: nn.Module, inputs: torch.Tensor, num_replicas: int, seed: Sequence[int]) -> torch.Tensor:
         """A training network's output for this process's share of a batch.
@@ -67,7 +77,7 @@ class Replica:
         """
         parts_here = num_replicas // self.count
         if num_replicas == 1:
-            torch.manual_seed(_mixed_seed(*seed, 0))
+            self.seed(seed)
             out: torch.Tensor = model(inputs)
             return out
         statistics = list(_running_statistics(model))

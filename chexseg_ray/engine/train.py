@@ -1,4 +1,4 @@
-"""Run one training through Ray Train, in the calling process (0 workers) or a worker group; the loop of all trainings.
+"""The loop of all trainings.
 
 A loop is a function of (job, report). It writes its files through the job's attempt and reports plain metrics, the last
 of which are its result. It is handed `report`, because inside a trial ray.train's own raises. In a group of several
@@ -6,28 +6,30 @@ processes, each has its share of every batch (`Replica`), and only rank 0 writes
 """
 
 import json
-import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from chexseg_ray.config.resources import WorkerCompute
-from chexseg_ray.engine.execution import Execution, Made, Task
+from chexseg_ray.engine.device_updates import device_updates
+from chexseg_ray.engine.devices import device_facts, device_for, use_deterministic_algorithms
+from chexseg_ray.engine.execution import Task
+from chexseg_ray.engine.losses import Losses
 from chexseg_ray.engine.replicas import Replica
 from chexseg_ray.engine.telemetry import Telemetry
 from chexseg_ray.engine.training_state import Progress, StateKeeper, to_safetensors
-from chexseg_ray.errors import InputError, TransientError, fault_of, raise_fault
+from chexseg_ray.errors import InputError
 from chexseg_ray.progress import track
 from chexseg_ray.store.step import FileEntry, Record
 from chexseg_ray.store.store import Attempt
 
 Report = Callable[[dict[str, Any]], None]
-Loop = Callable[[Any, Report], None]
 WEIGHTS = "weights.safetensors"
 
 
@@ -57,6 +59,9 @@ class TrainingJob(Generic[S]):
         threads: threads of torch in each process.
         state_seconds: seconds between two saved states.
         name: its label and the step's fingerprint, with a space between them.
+        num_gpus: GPUs of each process; below 1, its share of one.
+        cuda_graphs: whether its updates are CUDA graphs on a GPU.
+        deterministic: whether it uses only kernels that give the same bytes in every run.
     """
 
     settings: S
@@ -65,6 +70,9 @@ class TrainingJob(Generic[S]):
     threads: int
     state_seconds: float
     name: str
+    num_gpus: float = 0.0
+    cuda_graphs: bool = False
+    deterministic: bool = False
 
     @property
     def stage(self) -> str:
@@ -86,11 +94,14 @@ def job_facts(task: Task, resources: WorkerCompute, label: str) -> dict[str, Any
         "threads": resources.threads,
         "state_seconds": task.execution.compute.state_seconds,
         "name": f"{label} {task.step.fingerprint}",
+        "num_gpus": resources.num_gpus,
+        "cuda_graphs": task.execution.compute.cuda_graphs,
+        "deterministic": task.execution.compute.deterministic,
     }
 
 
 Values = dict[str, float]  # the losses of one update by name
-Update = Callable[[int], tuple[Values, Sequence[str]]]  # does update u; returns its values and the cxr_ids of its batch
+Update = Callable[[int], tuple[torch.Tensor, Sequence[str]]]  # does update u; returns its losses, its batch's cxr_ids
 
 
 class TrainingRun:
@@ -107,8 +118,11 @@ class TrainingRun:
         self.job, self._report = job, report
         self._start = time.monotonic()
         torch.set_num_threads(job.threads)
+        if job.deterministic:
+            use_deterministic_algorithms()
         torch.manual_seed(seed)
-        self.device = training_device()
+        self._seed = seed
+        self.device = device_for(job.num_gpus)
         self.replica = Replica.here()
         self.sum_ = self.replica.sum_ if self.replica.count > 1 else None
         self.progress = Progress()
@@ -131,9 +145,36 @@ class TrainingRun:
         self.progress = self._keeper.load(model, optimiser)
         return self.progress
 
+    def updates(
+        self,
+        update: Callable[..., torch.Tensor],
+        optimiser: torch.optim.Optimizer,
+        modules: Sequence[nn.Module],
+        num_replicas: int,
+    ) -> Callable[..., torch.Tensor]:
+        """Make the function that moves a batch to the device and does an update there, as device_updates does.
+
+        Args:
+            update: takes a Pass, which runs a network in train mode, and the batch's tensors; returns losses.
+            optimiser: changed by the update.
+            modules: the networks that the update changes.
+            num_replicas: the number of parts in which BatchNorm sees a batch.
+        """
+        return device_updates(
+            update,
+            optimiser,
+            modules,
+            device=self.device,
+            replica=self.replica,
+            num_replicas=num_replicas,
+            seed=self._seed,
+            graph=self.job.cuda_graphs,
+        )
+
     def train(
         self,
         update: Update,
+        names: Sequence[str],
         due: Collection[int],
         entry: Callable[[Values], tuple[dict[str, float], float]],
         remedy: str,
@@ -142,8 +183,12 @@ class TrainingRun:
     ) -> None:
         """Do updates until the training is as long as its settings ask for.
 
+        The losses of an update are read after the next one has begun, so that a GPU always has work. One that is not
+        finite is found before anything is saved or reported.
+
         Args:
             update: does update u, a function of (weights, seed, u).
+            names: of the losses that it returns.
             due: the numbers of updates after which the history gets an entry.
             entry: makes of the newest update's values the history's entry, and the score by which the best checkpoint
                 is kept (NaN: not kept).
@@ -158,21 +203,36 @@ class TrainingRun:
         shows = self.replica.rank == 0
         telemetry = Telemetry(job.attempt.store, job.name, job.stage, total, progress.update, shows)
         show = track(f"{job.name.rpartition(' ')[0]}: updates", total) if note else None
+        newest: Losses | None = None
+
+        def checked(losses: Losses) -> Values:
+            values = dict(zip(names, losses.read(), strict=True))
+            refuse_not_finite(values, f"{job.stage} update {losses.update}", losses.ids, remedy)
+            return values
+
+        def described(losses: Losses) -> str:
+            return note(checked(losses)) if note else ""
+
         while progress.update < total:
-            values, ids = update(progress.update)
-            refuse_not_finite(values, f"{job.stage} update {progress.update}", ids, remedy)
+            last, newest = newest, Losses(progress.update, *update(progress.update))
+            if last is not None:
+                checked(last)
             progress.update += 1
             if progress.update in due:
-                new_entry, score = entry(values)
+                new_entry, score = entry(checked(newest))
                 progress.history.append(new_entry)
                 progress.keep_if_best(self._model, score)
                 if point is not None:
                     self._report(dict(new_entry))
                 telemetry.recorded(new_entry, point)
-            if show and note:
-                show(progress.update, note(values))
+            if show:
+                show(progress.update, partial(described, newest))
             telemetry.updated(progress.update)
-            self._keeper.save_if_due(self._model, self._optimiser, progress)
+            if self._keeper.is_due():
+                checked(newest)
+                self._keeper.save(self._model, self._optimiser, progress)
+        if newest is not None:
+            checked(newest)
 
     def finish(
         self,
@@ -201,7 +261,7 @@ class TrainingRun:
         if self.replica.rank == 0:
             files.append(self.job.attempt.write(WEIGHTS, to_safetensors(weights, {"model": json.dumps(facts)})))
         run = {
-            "device": str(self.device),
+            **device_facts(self.device),
             "threads": self.job.threads,
             "workers": self.replica.count,
             "training_seconds": round(time.monotonic() - self._start, 2),
@@ -236,130 +296,6 @@ def refuse_not_finite(values: Values, what: str, ids: Sequence[str], remedy: str
             raise NanLossError(f"{what}: {name.replace('_', ' ')} is {value}, images {', '.join(ids)}: lower {remedy}")
 
 
-def training_device() -> torch.device:
-    """The GPU that Ray gave this process, or the CPU where it gave none."""
-    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-
-
-def run_training(loop: Loop, job: TrainingJob[Any], resources: WorkerCompute, execution: Execution, name: str) -> Made:
-    """Run a loop to its end and return what it made.
-
-    Args:
-        loop: the training, a function of (job, report).
-        job: its argument.
-        resources: what it asks for; 0 workers train in this process, more start a worker group.
-        execution: how it runs.
-        name: what Ray Train calls the run.
-
-    Raises:
-        InputError: the loop raised it.
-        TransientError: likewise, or the processes of a group were lost too often.
-    """
-    if resources.num_workers:
-        return _run_group(loop, job, resources, execution, name)
-    from ray.train import ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    last: dict[str, Any] = {}
-
-    def capture(metrics: dict[str, Any]) -> None:
-        """Keep what the loop reports, and pass on everything but the result."""
-        last.update(metrics)
-        if execution.report is not None:
-            execution.report({key: value for key, value in metrics.items() if key != "made"})
-
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # else it says that it runs here, where no Ray runs yet
-    TorchTrainer(lambda: loop(job, capture), scaling_config=ScalingConfig(num_workers=0)).fit()
-    return _made_from(last)
-
-
-def _run_group(loop: Loop, job: TrainingJob[Any], resources: WorkerCompute, execution: Execution, name: str) -> Made:
-    """As run_training, in a worker group."""
-    from ray.exceptions import RayActorError, RaySystemError
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import WorkerGroupError
-
-    execution.start_ray()
-    max_failures = execution.compute.max_failures
-    asked = {"CPU": resources.num_cpus}
-    if resources.num_gpus:
-        asked["GPU"] = resources.num_gpus
-    store = job.attempt.store
-    trainer = TorchTrainer(
-        _worker_loop,
-        train_loop_config={"loop": loop, "job": job},
-        torch_config=TorchConfig(backend="nccl" if resources.num_gpus >= 1 else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=resources.num_workers, use_gpu=resources.num_gpus > 0, resources_per_worker=asked
-        ),
-        run_config=RunConfig(
-            name=name,
-            failure_config=FailureConfig(max_failures=max_failures),
-            storage_filesystem=store.filesystem,
-            storage_path=store.path(".ray"),
-        ),
-    )
-    trainer.__dict__["_register_sigint_handler"] = _no_handler  # Ctrl-C is raised, see errors.py
-    try:
-        trainer.fit()
-    except WorkerGroupError as error:
-        _raise_fault_of_worker(error.worker_failures.values())
-        if not all(isinstance(failure, RayActorError | RaySystemError) for failure in error.worker_failures.values()):
-            raise  # a fault of the loop itself
-        rule = f"its processes or nodes were lost {max_failures + 1} times"
-        raise TransientError(f"{name}: {rule}: run again, or raise compute.max_failures") from None
-    made = json.loads(store.get(_made_path(job)))
-    store.delete(_made_path(job))
-    raise_fault(made)
-    return _made_from(made)
-
-
-def _no_handler(_: object) -> None:
-    """In place of Ray Train's own handler of Ctrl-C, which ends the driver with exit code 1."""
-
-
-def _raise_fault_of_worker(failures: Iterable[BaseException]) -> None:
-    """Raise a transient error if a worker's storage failed, so that it could not hand over its own."""
-    for failure in failures:
-        cause = getattr(failure, "_base_exc", failure)  # what Ray Train has wrapped
-        if isinstance(cause, TransientError | OSError):
-            raise TransientError(" ".join(str(cause).split())) from None
-
-
-def _made_path(job: TrainingJob[Any]) -> str:
-    """Where a worker leaves the result, or the fault, for the driver."""
-    return f"{job.attempt.address}/{job.attempt.name}/made.json"
-
-
-def _worker_loop(config: dict[str, Any]) -> None:
-    """Run the loop in a worker.
-
-    Its last report goes through the store, because Train's Result drops metrics that came without a checkpoint.
-    """
-    import ray.train
-    import ray.train.torch
-
-    job = config["job"]
-    if torch.cuda.is_available():  # a worker sees all of its node's GPUs
-        torch.cuda.set_device(ray.train.torch.get_device())
-    if job.attempt.store.exists(_made_path(job)):
-        return  # a fault of another replica, after which Train started the group again
-
-    def report(metrics: dict[str, Any]) -> None:
-        """Put the result into the store, which only rank 0 does, and pass on the rest to Ray Train."""
-        if "made" in metrics and Replica.here().rank == 0:
-            job.attempt.store.put(_made_path(job), json.dumps(metrics).encode())
-        ray.train.report({key: value for key, value in metrics.items() if key != "made"})
-
-    try:
-        config["loop"](job, report)
-    except (InputError, TransientError) as error:  # handed over, not raised: Train would start the worker again
-        job.attempt.store.put(_made_path(job), json.dumps(fault_of(error)).encode())
-        if Replica.here().count > 1:
-            raise  # the others may wait for this one: the group starts again, sees the fault and ends
-
-
 def result(files: Sequence[FileEntry], rows: int, metrics: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     """The last report of a loop: what it made, as one JSON text under `made`.
 
@@ -371,10 +307,3 @@ def result(files: Sequence[FileEntry], rows: int, metrics: dict[str, Any], run: 
     """
     made = {"files": [asdict(entry) for entry in files], "rows": rows, "metrics": metrics, "run": run}
     return {"made": json.dumps(made)}
-
-
-def _made_from(metrics: dict[str, Any]) -> Made:
-    """The inverse of result()."""
-    made = json.loads(metrics["made"])
-    files = [FileEntry(**entry) for entry in made["files"]]
-    return Made(files, rows=made["rows"], metrics=made["metrics"], run=made["run"])

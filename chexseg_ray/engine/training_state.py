@@ -98,8 +98,12 @@ class StateKeeper:
         self._every = every_seconds
         self._last = time.monotonic()
 
-    def save_if_due(self, model: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
-        """Save the state when the last one is old enough, and delete all but the newest two.
+    def is_due(self) -> bool:
+        """Return whether the last state is old enough for a new one."""
+        return time.monotonic() - self._last >= self._every
+
+    def save(self, model: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
+        """Save the state, and delete all but the newest two.
 
         Args:
             model: its weights are saved.
@@ -107,8 +111,6 @@ class StateKeeper:
             progress: saved with them.
         """
         start = time.monotonic()
-        if start - self._last < self._every:
-            return
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in progress.best.items()}
         for index, state in optimiser.state_dict()["state"].items():

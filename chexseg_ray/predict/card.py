@@ -251,11 +251,12 @@ def _is_list_of(values: Any, kind: type) -> bool:
     return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
-def open_model(model: ExportedModel) -> Segmenter:
-    """The network in eval mode, on the GPU where the process has one, else on the CPU.
+def open_model(model: ExportedModel, num_gpus: float = 0) -> Segmenter:
+    """The network in eval mode, on this process's device.
 
     Args:
         model: card and weights.
+        num_gpus: GPUs that this process may use.
 
     Raises:
         InputError: the weights do not fit the card's network or are not finite, or the network does not take images of
@@ -265,9 +266,9 @@ def open_model(model: ExportedModel) -> Segmenter:
     import torch
     from safetensors import SafetensorError
 
-    from chexseg_ray.engine.train import training_device
+    from chexseg_ray.engine.devices import device_for
 
-    card, device = model.card, training_device()
+    card, device = model.card, device_for(num_gpus)
     try:
         network = smp.create_model(**card["smp"])
         tensors = from_safetensors(model.weights)[0]

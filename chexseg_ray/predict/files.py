@@ -49,7 +49,7 @@ def predict_files(
         x_rays: `files` (cxr_id, place, path, shown, stamp, fault) and `filesystems` by place.
         out: gets overlays/{cxr_id}.png and, with many files, the parts. Parts of other files or of another model are
             deleted, since their overlays would not fit.
-        resources: of the actors, with many files.
+        resources: of the actors, with many files; of this process, with few.
         start_ray: called before the first actor starts.
         allowed: modalities of DICOM files that are predicted too (data.dicom.decode_dicom).
 
@@ -64,7 +64,7 @@ def predict_files(
     groups: list[Row] = [{"files": files[rows]} for rows in group_slices(len(files), BATCH)]
     if len(files) < MANY:
         drop_parts(out)
-        actor = FileActor(model, x_rays.filesystems, out, torch.get_num_threads(), allowed)
+        actor = FileActor(model, x_rays.filesystems, out, resources, allowed)
         return (actor(group, []) for group in groups)
     model_name = hashlib.sha256(
         json.dumps(model.card, sort_keys=True).encode() + hashlib.sha256(model.weights).digest()
@@ -76,7 +76,7 @@ def predict_files(
     missing = _missing(out, groups)
     if missing:
         start_ray()
-        arguments = (model, x_rays.filesystems, out, resources.threads, tuple(allowed))
+        arguments = (model, x_rays.filesystems, out, resources, tuple(allowed))
         cpus = resources.num_cpus
         run_actors(
             "predict", ": groups of files predicted", missing, _no_files_to_read, FileActor, arguments, resources, cpus
@@ -125,7 +125,7 @@ class FileActor:
         model: card and weights.
         filesystems: of pyarrow, by number.
         out: gets the overlays and the groups' parts.
-        threads: of torch.
+        resources: of this process.
         allowed: modalities of DICOM files that are predicted too.
 
     Raises:
@@ -137,11 +137,12 @@ class FileActor:
         model: ExportedModel,
         filesystems: Sequence[pafs.FileSystem],
         out: Store,
-        threads: int,
+        resources: ActorCompute,
         allowed: Sequence[str] = (),
     ) -> None:
-        torch.set_num_threads(threads)
-        self._segmenter, self._filesystems, self._out = open_model(model), filesystems, out
+        torch.set_num_threads(resources.threads)
+        self._segmenter = open_model(model, resources.num_gpus)
+        self._filesystems, self._out = filesystems, out
         self._allowed = allowed
 
     def __call__(self, group: Row, _: list[bytes]) -> Row:

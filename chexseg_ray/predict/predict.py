@@ -103,7 +103,7 @@ def _predict_and_write(
     session = RaySession(dashboard=False, num_cpus=cpus_here())
     try:
         try:
-            resources = _resources(session, x_rays, store, out) if number >= MANY else ActorCompute(max_actors=1)
+            resources = _resources(session, x_rays, store, out) if number >= MANY else _of_this_process()
             groups = predict_files(model, x_rays, store, resources, session.start, allowed)
         finally:
             session.stop()
@@ -181,6 +181,13 @@ def _safe_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: csv_cell(value) for name, value in row.items()}
 
 
+def _of_this_process() -> ActorCompute:
+    """What a prediction in this process uses: torch's threads, and the GPU that it sees."""
+    import torch
+
+    return ActorCompute(num_cpus=torch.get_num_threads(), num_gpus=int(torch.cuda.is_available()))
+
+
 def _resources(session: RaySession, x_rays: XRays, store: Store, out: str) -> ActorCompute:
     """What the actors that predict many files ask for: one per GPU, or where there is none one per CPU.
 
@@ -194,7 +201,9 @@ def _resources(session: RaySession, x_rays: XRays, store: Store, out: str) -> Ac
         InputError: an X-ray or the output lies in a folder of this machine, and the cluster has several nodes.
     """
     if not on_cluster():
-        return ActorCompute(num_cpus=1, num_gpus=0, min_actors=1, max_actors=cpus_here())
+        import torch
+
+        return _of_actors(cpus_here(), torch.cuda.device_count())
     session.start()
     present = nodes()
     cpus, gpus = (sum(node.get(kind, 0.0) for node in present) for kind in ("CPU", "GPU"))
@@ -205,6 +214,11 @@ def _resources(session: RaySession, x_rays: XRays, store: Store, out: str) -> Ac
                 rule = "is only on this machine, and the cluster has several nodes"
                 remedy = f"name a URI (s3://...), or file://{os.path.abspath(name)} if every node has it"
                 raise InputError(f"{what} {name}: {rule}: {remedy}")
+    return _of_actors(cpus, gpus)
+
+
+def _of_actors(cpus: float, gpus: float) -> ActorCompute:
+    """Actors for so many CPUs and GPUs: one per GPU, or where there is none one per CPU."""
     return ActorCompute(
         num_cpus=0.5 if gpus else 1, num_gpus=1 if gpus else 0, min_actors=1, max_actors=max(1, int(gpus or cpus))
     )

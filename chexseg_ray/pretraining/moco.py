@@ -5,10 +5,9 @@ images in a queue; the key encoder follows it as a moving average. Views are fli
 random crop; brightness and colour do not change.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ from chexseg_ray.data import streams
 from chexseg_ray.data.images import ContentBox
 from chexseg_ray.data.normalisation import network_input
 from chexseg_ray.pretraining.encoders import build_encoder, encoder_channels
+from chexseg_ray.updates.step import step_if_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,22 +149,18 @@ def build_moco(settings: MocoSettings) -> "MoCo":
     return MoCo(query, key, settings.queue_size, torch.Generator().manual_seed(settings.seed))
 
 
-def view_inputs(pixels: torch.Tensor, matrices: npt.NDArray[np.float64], normalisation: str) -> torch.Tensor:
+def view_inputs(pixels: torch.Tensor, matrices: torch.Tensor, normalisation: str) -> torch.Tensor:
     """Cut one view of each image, bilinearly, as a network's input.
 
     Args:
         pixels: uint8 [B, S, S].
-        matrices: float64 [B, 2, 3], as Views.matrices gives them.
+        matrices: float [B, 2, 3], as Views.matrices gives them, on the pixels' device.
         normalisation: a name of data.normalisation.STATISTICS.
 
     Returns:
         float [B, 3, S, S], normalised; black outside of the image.
     """
-    grid = F.affine_grid(
-        torch.from_numpy(matrices).to(pixels.device, torch.get_default_dtype()),
-        [len(pixels), 1, *pixels.shape[1:]],
-        align_corners=False,
-    )
+    grid = F.affine_grid(matrices, [len(pixels), 1, *pixels.shape[1:]], align_corners=False)
     cut = F.grid_sample(
         pixels.unsqueeze(1).to(grid.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False
     )
@@ -216,75 +212,115 @@ class MoCo(nn.Module):
     @torch.no_grad()
     def follow(self, momentum: float) -> None:
         """Move the key encoder's weights: momentum x its own + (1 - momentum) x the query encoder's."""
-        for key_weight, query_weight in zip(self.key.parameters(), self.query.parameters(), strict=True):
-            key_weight.lerp_(query_weight, 1 - momentum)
+        torch._foreach_lerp_(list(self.key.parameters()), list(self.query.parameters()), 1 - momentum)
 
     @torch.no_grad()
-    def enqueue(self, keys: torch.Tensor, update: int) -> None:
-        """Put the keys [B, D] of the update with this number in place of the oldest ones; Q is a multiple of B."""
-        start = update * len(keys) % len(self.queue)
-        self.queue[start : start + len(keys)] = keys
+    def enqueue(self, keys: torch.Tensor, oldest: torch.Tensor, allowed: torch.Tensor) -> None:
+        """Put the keys [B, D] in place of the `oldest` ones, int64 [B], where `allowed`, a bool scalar, is true."""
+        self.queue.index_copy_(0, oldest, torch.where(allowed, keys, self.queue[oldest]))
+
+
+class MocoBatch(NamedTuple):
+    """What an update needs beside weights and queue, drawn on the CPU: its network passes depend on nothing else.
+
+    Args:
+        pixels: uint8 [B, S, S] of the whole batch.
+        rows: the images that this process's queries show, int64 [b].
+        matrices: of their views, float [b, 2, 3].
+        key_rows: the images that its keys show, int64 [b].
+        key_matrices: of their views, float [b, 2, 3].
+        oldest: the places of the queue that the batch's keys will take, int64 [B].
+    """
+
+    pixels: torch.Tensor
+    rows: torch.Tensor
+    matrices: torch.Tensor
+    key_rows: torch.Tensor
+    key_matrices: torch.Tensor
+    oldest: torch.Tensor
+
+
+# A network's pass over some rows; the last argument is 0 for queries and 1 for keys, a part of the dropout's seed
+Pass = Callable[[nn.Module, torch.Tensor, int], torch.Tensor]
+
+
+def draw_batch(
+    pixels: torch.Tensor, boxes: Sequence[ContentBox], settings: MocoSettings, update: int, sharing: Sharing
+) -> MocoBatch:
+    """Draw the views of a batch, as a function of the seed and the update's number.
+
+    BatchNorm is shuffled: keys are computed in another order than queries, so that a query and its key do not share a
+    replica's statistics. Every process has the whole batch, so the shuffle is a choice of rows.
+
+    Args:
+        pixels: uint8 [B, S, S] of the whole batch, on the CPU.
+        boxes: where the content of each image lies, in pixels.
+        settings: the settings of the training.
+        update: the batch's number, from 0 on.
+        sharing: which rows of the batch this process takes.
+    """
+    rng = np.random.default_rng([settings.seed, streams.MOCO_VIEW, update])
+    count = len(pixels)
+    query_views, key_views = (Views.draw(rng, count, settings.rotation_degrees, settings.min_crop) for _ in range(2))
+    order = rng.permutation(count) if settings.num_replicas > 1 else np.arange(count)
+    rows = np.arange(count)[sharing.share(count)]
+
+    def matrices(views: Views, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        found = views.of(rows).matrices([boxes[i] for i in rows], settings.size)
+        return torch.from_numpy(found).to(torch.get_default_dtype())
+
+    oldest = update * count % settings.queue_size + torch.arange(count)
+    return MocoBatch(
+        pixels,
+        torch.from_numpy(rows),
+        matrices(query_views, rows),
+        torch.from_numpy(order[rows]),
+        matrices(key_views, order[rows]),
+        oldest,
+    )
 
 
 def moco_update(
     model: MoCo,
     optimiser: torch.optim.Optimizer,
-    pixels: torch.Tensor,
-    boxes: Sequence[ContentBox],
+    batch: MocoBatch,
     settings: MocoSettings,
-    update: int,
+    pass_: Pass,
     sharing: Sharing,
-) -> tuple[float, float]:
-    """Take one training step on one batch: a function of weights, queue, seed and the update's number.
-
-    BatchNorm is shuffled: keys are computed in another order than queries, so that a query and its key do not share a
-    replica's statistics. Every process has the whole batch, so the shuffle is a choice of rows; only keys, gradients
-    and running statistics travel between processes.
+) -> torch.Tensor:
+    """Take one training step on one batch; only keys, gradients and running statistics travel between processes.
 
     Args:
         model: both encoders and the queue, in train mode.
         optimiser: the optimiser of the query encoder.
-        pixels: uint8 [B, S, S] of the whole batch, on the CPU.
-        boxes: where the content of each image lies, in pixels.
+        batch: the batch, on the model's device.
         settings: the settings of the training.
-        update: the batch's number, from 0 on.
-        sharing: which rows of the batch this process takes, and how tensors travel.
+        pass_: runs a network.
+        sharing: how tensors travel.
 
     Returns:
-        The whole batch's mean loss, and the share of queries that are nearest to their image's key. When the loss is
-        not finite, neither the query encoder's weights nor the queue have changed, but the key encoder has followed.
+        [2] on the model's device: the whole batch's mean loss, and the share of queries that are nearest to their
+        image's key. When the loss is not finite, neither the query encoder's weights nor the queue have changed, but
+        the key encoder has followed.
     """
-    rng = np.random.default_rng([settings.seed, streams.MOCO_VIEW, update])
-    count, device = len(pixels), model.queue.device
-    query_views, key_views = (Views.draw(rng, count, settings.rotation_degrees, settings.min_crop) for _ in range(2))
-    order = rng.permutation(count) if settings.num_replicas > 1 else np.arange(count)
-    rows = np.arange(count)[sharing.share(count)]
-
-    def encode(network: Projector, views: Views, rows: npt.NDArray[np.int64], role: int) -> torch.Tensor:
-        """Vectors [b, D] of the views of some rows; `role`, 0 for queries and 1 for keys, is a part of the seed."""
-        matrices = views.of(rows).matrices([boxes[i] for i in rows], settings.size)
-        inputs = view_inputs(pixels[rows].to(device), matrices, settings.normalisation)
-        return sharing.forward(network, inputs, settings.num_replicas, (settings.seed, update, role))
-
+    count = len(batch.pixels)
     with torch.no_grad():
         model.follow(settings.momentum)
-        keys = torch.zeros(count, settings.dimensions, device=device)
-        keys[torch.from_numpy(order[rows]).to(device)] = encode(model.key, key_views, order[rows], 1)
+        inputs = view_inputs(batch.pixels[batch.key_rows], batch.key_matrices, settings.normalisation)
+        keys = torch.zeros(count, settings.dimensions, device=inputs.device)
+        keys[batch.key_rows] = pass_(model.key, inputs, 1)
     sharing.sum_([keys])
     optimiser.zero_grad(set_to_none=True)
-    queries = encode(model.query, query_views, rows, 0)
-    loss, nearest = contrastive_loss(
-        queries, keys[torch.from_numpy(rows).to(device)], model.queue, settings.temperature
-    )
+    queries = pass_(model.query, view_inputs(batch.pixels[batch.rows], batch.matrices, settings.normalisation), 0)
+    loss, nearest = contrastive_loss(queries, keys[batch.rows], model.queue, settings.temperature)
     (loss / count).backward()  # type: ignore[no-untyped-call]
     sharing.sum_(p.grad for p in model.query.parameters() if p.grad is not None)
     whole = torch.stack([loss.detach(), nearest.to(loss.dtype)])
     sharing.sum_([whole])
-    mean_loss, accuracy = (whole / count).tolist()
-    if math.isfinite(mean_loss):
-        optimiser.step()
-        model.enqueue(keys, update)
-    return mean_loss, accuracy
+    mean = whole / count
+    step_if_finite(optimiser, mean[0])
+    model.enqueue(keys, batch.oldest, torch.isfinite(mean[0]))
+    return mean
 
 
 def contrastive_loss(

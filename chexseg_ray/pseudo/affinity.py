@@ -183,7 +183,7 @@ class _PairLosses(torch.autograd.Function):
         """
         maps = boundary.detach().permute(1, 2, 0).contiguous()
         fields = None if displacement is None else displacement.detach().permute(2, 3, 1, 0).contiguous()
-        compute = grouped_losses if maps.is_cuda else successive_losses
+        compute = successive_losses if maps.device.type == "cpu" else grouped_losses
         losses, slopes, field_slopes = compute(maps, fields, labels, weights)
         ctx.save_for_backward(slopes.permute(2, 0, 1), *(slope.permute(3, 2, 0, 1) for slope in field_slopes))
         return losses.to(boundary.dtype)

@@ -1,7 +1,5 @@
 """The multi-label image classifier (paper section 3.3.1): networks, label policies, masked loss and probabilities."""
 
-import math
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -12,10 +10,9 @@ from torch import nn
 
 from chexseg_ray.data.encoder_names import check_encoder_name
 from chexseg_ray.data.normalisation import network_input
+from chexseg_ray.updates.step import Forward, Sum, step_if_finite
 
 IGNORED = -2  # a target that adds nothing to the loss
-Forward = Callable[[torch.Tensor], torch.Tensor]  # a network's pass over a share of a batch
-Sum = Callable[[Iterable[torch.Tensor]], None]  # adds each tensor up over the processes that share a batch, in place
 
 
 def build_classifier(architecture: str, num_pathologies: int, uncertainty: str) -> nn.Module:
@@ -88,20 +85,20 @@ def training_targets(labels: npt.NDArray[np.float64], uncertainty: str, blanks: 
     return np.where(labels == -1, uncertain, np.nan_to_num(labels, nan=blank)).astype(np.int8)
 
 
-def masked_loss(logits: torch.Tensor, targets: torch.Tensor, count: int | None = None) -> torch.Tensor:
+def masked_loss(logits: torch.Tensor, targets: torch.Tensor, count: torch.Tensor | None = None) -> torch.Tensor:
     """The cross-entropy averaged over the targets that are not IGNORED.
 
     Args:
         logits: float [B, K], or [B, 3 K] for threeclass.
         targets: integer [B, K], as training_targets makes them.
-        count: how many targets of the whole batch are not IGNORED, when the other arguments are a share of it; the
-            losses of the shares then add up to the batch's.
+        count: how many targets of the whole batch are not IGNORED, an integer scalar, when the other arguments are a
+            share of it; the losses of the shares then add up to the batch's.
 
     Returns:
         A scalar; 0 when every target is IGNORED.
     """
     keep = targets != IGNORED
-    counted = keep.sum().clamp(min=1) if count is None else max(1, count)
+    counted = (keep.sum() if count is None else count).clamp(min=1)
     if logits.shape[1] == targets.shape[1]:
         losses = F.binary_cross_entropy_with_logits(logits, targets.clamp(min=0).to(logits.dtype), reduction="none")
     else:
@@ -115,11 +112,11 @@ def classifier_update(
     optimiser: torch.optim.Optimizer,
     pixels: torch.Tensor,
     targets: torch.Tensor,
-    count: int,
+    count: torch.Tensor,
     normalisation: str,
     forward: Forward | None = None,
     sum_: Sum | None = None,
-) -> float:
+) -> torch.Tensor:
     """Take one training step on the masked cross-entropy.
 
     Args:
@@ -127,13 +124,13 @@ def classifier_update(
         optimiser: the optimiser of its parameters.
         pixels: uint8 [B, S, S].
         targets: int8 [B, K], as training_targets makes them.
-        count: how many targets of the whole batch are not IGNORED.
+        count: how many targets of the whole batch are not IGNORED, an integer scalar.
         normalisation: a name of data.normalisation.STATISTICS.
         forward: the pass through the model when replicas share the batch; without it the model is called.
         sum_: adds tensors up over the replicas' processes; pixels and targets are then this process's share.
 
     Returns:
-        The whole batch's loss. When it is not finite, no weight has changed.
+        The whole batch's loss, a scalar on the model's device. When it is not finite, no weight has changed.
     """
     optimiser.zero_grad(set_to_none=True)
     if forward is None:
@@ -143,13 +140,11 @@ def classifier_update(
     whole = loss.detach().clone()
     if sum_ is not None:
         sum_([whole])
-    value = float(whole)
-    if math.isfinite(value):
-        loss.backward()  # type: ignore[no-untyped-call]
-        if sum_ is not None:
-            sum_(p.grad for p in model.parameters() if p.grad is not None)
-        optimiser.step()
-    return value
+    loss.backward()  # type: ignore[no-untyped-call]
+    if sum_ is not None:
+        sum_(p.grad for p in model.parameters() if p.grad is not None)
+    step_if_finite(optimiser, whole)
+    return whole
 
 
 def probabilities(logits: torch.Tensor, num_pathologies: int) -> torch.Tensor:

@@ -14,8 +14,8 @@ from torch import nn
 
 from chexseg_ray.data.normalisation import network_input
 from chexseg_ray.pseudo.affinity import irnet_losses, total_loss
-from chexseg_ray.pseudo.classifier import Sum
 from chexseg_ray.pseudo.pairs import PairLabels
+from chexseg_ray.updates.step import Sum
 
 STRIDE = 4  # pixels of the image per cell of the outputs, in height and width
 _CHANNELS = (64, 256, 512, 1024, 2048)  # of the trunk's five stages
@@ -163,7 +163,7 @@ def irnet_update(
     loss_weights: str,
     normalisation: str,
     sum_: Sum | None = None,
-) -> list[float]:
+) -> torch.Tensor:
     """Take one training step on IRNet's losses (paper eq. 7).
 
     Args:
@@ -177,7 +177,7 @@ def irnet_update(
         sum_: adds tensors up over the processes that share the batch; pixels and labels are then this process's share.
 
     Returns:
-        The whole batch's three losses: boundary, foreground and background displacement.
+        The whole batch's three losses on the model's device: boundary, foreground and background displacement.
     """
     optimiser.zero_grad(set_to_none=True)
     dtype = next(model.parameters()).dtype
@@ -194,7 +194,7 @@ def irnet_update(
     values = torch.stack([losses.boundary, losses.foreground, losses.background]).detach()
     if sum_ is not None:
         sum_([values])
-    return [float(value) for value in values]
+    return values
 
 
 def polynomial_decay(update: int, num_updates: int, power: float) -> float:

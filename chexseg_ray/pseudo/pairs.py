@@ -98,7 +98,7 @@ class PairLabels:
         Returns:
             int64 [K, 4]: foreground cells, foreground pairs, background pairs, pairs of one of each.
         """
-        if self.labels.is_cuda:
+        if self.labels.device.type != "cpu":
             return convolved_counts(self.labels, self.radius)
         histograms = torch.zeros(
             len(self.foreground), 4, 1 << LABEL_GROUP, dtype=torch.int64, device=self.foreground.device

@@ -1,10 +1,8 @@
 """The class average Dice loss (paper section 3.3.2)."""
 
-from collections.abc import Callable, Iterable
-
 import torch
 
-Sum = Callable[[Iterable[torch.Tensor]], None]  # sums each tensor over the processes that share a batch, in place
+from chexseg_ray.updates.step import Sum
 
 
 def dice_sums(logits: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,14 +1,13 @@
 """One update and one prediction of a segmentation network."""
 
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
 from chexseg_ray.data.normalisation import network_input
-from chexseg_ray.segmentation.losses import Sum, class_average_dice_loss
+from chexseg_ray.segmentation.losses import class_average_dice_loss
+from chexseg_ray.updates.step import Forward, Sum, step_if_finite
 
 
 def segmentation_update(
@@ -18,9 +17,9 @@ def segmentation_update(
     masks: torch.Tensor,
     normalisation: str,
     smoothing: float,
-    forward: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    forward: Forward | None = None,
     sum_: Sum | None = None,
-) -> float:
+) -> torch.Tensor:
     """Take one optimiser step on the class average Dice loss.
 
     Args:
@@ -34,18 +33,31 @@ def segmentation_update(
         sum_: sums tensors over the replicas' processes; pixels and masks are then this process's share.
 
     Returns:
-        The loss of the whole batch. If it is not finite, no weight has changed.
+        The loss of the whole batch, a scalar on the model's device. If it is not finite, no weight has changed.
     """
     optimiser.zero_grad(set_to_none=True)
     logits = (forward or model)(network_input(pixels, normalisation))
     loss = class_average_dice_loss(logits, masks, smoothing, sum_)
-    value = float(loss.detach())
-    if np.isfinite(value):
-        loss.backward()  # type: ignore[no-untyped-call]
-        if sum_ is not None:
-            sum_(p.grad for p in model.parameters() if p.grad is not None)
-        optimiser.step()
-    return value
+    loss.backward()  # type: ignore[no-untyped-call]
+    if sum_ is not None:
+        sum_(p.grad for p in model.parameters() if p.grad is not None)
+    step_if_finite(optimiser, loss)
+    return loss.detach()
+
+
+def unpacked(packed: torch.Tensor, size: int) -> torch.Tensor:
+    """Turn bit-packed masks into arrays on their device, as numpy.unpackbits does.
+
+    Args:
+        packed: uint8 [B, K, ceil(S S / 8)].
+        size: S, pixels of a side.
+
+    Returns:
+        bool [B, K, S, S].
+    """
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
+    bits = (packed.unsqueeze(-1) >> shifts) & 1
+    return bits.flatten(2)[..., : size * size].reshape(*packed.shape[:2], size, size).bool()
 
 
 def predict(

@@ -19,11 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from chexseg_ray.config.resources import ActorCompute
 from chexseg_ray.data.normalisation import network_input
+from chexseg_ray.engine.devices import device_for
 from chexseg_ray.engine.execution import Made, Task
 from chexseg_ray.engine.grouped import Row, files_of, rows_of, run_actors
 from chexseg_ray.engine.tables import binary_column, join_cams
-from chexseg_ray.engine.train import training_device
 from chexseg_ray.pseudo.classifier import probabilities
 from chexseg_ray.pseudo.gradcam import grad_cam
 from chexseg_ray.stages.classifier import load_classifier
@@ -66,7 +67,7 @@ def make(task: Task) -> Made:
     settings, compute = Settings(**task.step.config), task.execution.compute
     images = {split: task.inputs[f"images_{split}"] for split in settings.splits}
     parts = [(split, part) for split, record in images.items() for part in record.paths("images/")]
-    arguments = (task.attempt, task.inputs["classifier"], settings, compute.cams.threads)
+    arguments = (task.attempt, task.inputs["classifier"], settings, compute.cams)
     read = ReadPart(task.attempt, images)
     results = run_actors(
         "cams", ": groups mapped", parts, read, CamActor, arguments, compute.cams, compute.images.num_cpus
@@ -99,14 +100,14 @@ class CamActor:
         attempt: where the CAMs are written.
         classifier: the classifier's record.
         settings: the step's settings.
-        threads: threads of torch.
+        resources: what the actor asked Ray for.
     """
 
-    def __init__(self, attempt: Attempt, classifier: Record, settings: Settings, threads: int) -> None:
-        """Load the classifier onto this process's device."""
-        torch.set_num_threads(threads)
+    def __init__(self, attempt: Attempt, classifier: Record, settings: Settings, resources: ActorCompute) -> None:
+        """Load the classifier onto the actor's device."""
+        torch.set_num_threads(resources.threads)
         self._attempt, self._settings = attempt, settings
-        self._device = training_device()
+        self._device = device_for(resources.num_gpus)
         model, self._facts = load_classifier(attempt.store, classifier)
         self._model = model.to(self._device)
 

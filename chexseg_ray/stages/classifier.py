@@ -23,11 +23,13 @@ import torch
 from torch import nn
 
 from chexseg_ray.data.normalisation import network_input
+from chexseg_ray.engine.device_updates import Pass
 from chexseg_ray.engine.execution import Made, Task
+from chexseg_ray.engine.launch import run_training
 from chexseg_ray.engine.replicas import Replica
 from chexseg_ray.engine.shards import ImageShards
 from chexseg_ray.engine.tables import label_matrix, read_manifest
-from chexseg_ray.engine.train import WEIGHTS, Report, TrainingJob, TrainingRun, Values, job_facts, run_training
+from chexseg_ray.engine.train import WEIGHTS, Report, TrainingJob, TrainingRun, Values, job_facts
 from chexseg_ray.engine.training_state import from_safetensors
 from chexseg_ray.errors import InputError
 from chexseg_ray.evaluation.auroc import auroc
@@ -42,6 +44,7 @@ from chexseg_ray.pseudo.classifier import (
 from chexseg_ray.stages.encoder import initialise
 from chexseg_ray.store.step import Record
 from chexseg_ray.store.store import Store
+from chexseg_ray.updates.precision import in_precision, placed
 
 Targets = dict[str, npt.NDArray[np.int8]]  # training targets [K] by cxr_id
 _VALIDATION_BATCH = 64  # images of a forward pass in validation, at most
@@ -70,6 +73,7 @@ class Settings:
     selection_pathologies: Sequence[str]
     batch_size: int
     num_replicas: int
+    precision: str = "float32"
     learning_rate: float
     num_updates: int
     validate_every: int
@@ -112,7 +116,7 @@ def train(job: TrainingJob[Settings], report: Report) -> None:
     model = build_classifier(settings.architecture, len(settings.pathologies), settings.uncertainty)
     trunk = trunk_of(model)
     _, encoder = initialise(trunk, job, settings.architecture, settings.normalisation, settings.pathologies)
-    model = model.to(run.device)
+    model = placed(model, run.device, settings.precision)
     optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
     progress = run.resume(model, optimiser)
     shards, targets = _shards(job, settings.train_splits, settings.uncertainty, settings.blanks)
@@ -123,22 +127,18 @@ def train(job: TrainingJob[Settings], report: Report) -> None:
     model.train()
     batches = shards.batches(settings.batch_size, settings.seed, progress.update)
 
-    def update(number: int) -> tuple[Values, list[str]]:
+    def on_device(pass_: Pass, pixels: torch.Tensor, targets: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+        """Do one update with this process's share of a batch on the device; return its loss."""
+        forward = in_precision(partial(pass_, model), settings.precision)
+        return classifier_update(model, optimiser, pixels, targets, count, settings.normalisation, forward, run.sum_)
+
+    do = run.updates(on_device, optimiser, [model], settings.num_replicas)
+
+    def update(number: int) -> tuple[torch.Tensor, list[str]]:
         """Do one update; return its loss and the cxr_ids of the batch."""
         batch = next(batches)
-        share = run.replica.share(len(batch.samples))
-        batch_targets = torch.tensor(batch.targets)
-        loss = classifier_update(
-            model,
-            optimiser,
-            torch.tensor(batch.pixels[share]).to(run.device),
-            batch_targets[share].to(run.device),
-            int((batch_targets != IGNORED).sum()),
-            settings.normalisation,
-            partial(run.replica.forward, model, num_replicas=settings.num_replicas, seed=(settings.seed, number)),
-            run.sum_,
-        )
-        return {"loss": loss}, batch.ids
+        share, targets = run.replica.share(len(batch.samples)), torch.tensor(batch.targets)
+        return do(number, torch.tensor(batch.pixels[share]), targets[share], (targets != IGNORED).sum()), batch.ids
 
     def validate(values: Values) -> tuple[dict[str, float], float]:
         """The history's entry and the score that chooses the checkpoint, NaN where no AUROC is defined."""
@@ -150,7 +150,7 @@ def train(job: TrainingJob[Settings], report: Report) -> None:
         return f"loss {values['loss']:.3f}"
 
     due = {*range(settings.validate_every, settings.num_updates, settings.validate_every), settings.num_updates}
-    run.train(update, due, validate, "its learning_rate", note)
+    run.train(update, ["loss"], due, validate, "its learning_rate", note)
     metrics = {
         "encoder": encoder,
         "positive_targets": _count_positives(settings.pathologies, targets),

@@ -34,7 +34,9 @@ def make(task: Task) -> Made:
         InputError, TransientError: an input cannot be read, as in Store.read.
     """
     settings, store, images = Settings(**task.step.config), task.store, task.inputs["images_test"]
-    segmenter = load_segmenter(store, task.inputs["segmentation"])
+    training = task.inputs["segmentation"]
+    _, num_gpus = task.execution.compute.segmentation.of(training.config["weak_n"]).trial_bundle
+    segmenter = load_segmenter(store, training, num_gpus)
     originals_by_id = originals(store, task.inputs["manifest_test"])
     pixels, masks = load_pixels(store, images), load_masks(store, images, settings.size)
     ids = sorted(pixels.index)

@@ -25,11 +25,13 @@ from chexseg_ray.config.upstream import IRNET_ENCODER
 from chexseg_ray.data import streams
 from chexseg_ray.data.images import content_box
 from chexseg_ray.data.normalisation import network_input
+from chexseg_ray.engine.devices import to_device
 from chexseg_ray.engine.execution import Made, Task
+from chexseg_ray.engine.launch import run_training
 from chexseg_ray.engine.replicas import Replica
 from chexseg_ray.engine.shards import Batch, ImageShards
 from chexseg_ray.engine.tables import label_matrix, read_manifest, split_cams
-from chexseg_ray.engine.train import WEIGHTS, Report, TrainingJob, TrainingRun, Values, job_facts, run_training, tenths
+from chexseg_ray.engine.train import WEIGHTS, Report, TrainingJob, TrainingRun, Values, job_facts, tenths
 from chexseg_ray.engine.training_state import from_safetensors
 from chexseg_ray.errors import InputError
 from chexseg_ray.pseudo.gating import open_gates
@@ -138,18 +140,18 @@ def train(job: TrainingJob[Settings], report: Report) -> None:
         raise InputError(f"irnet: {few}: lower irnet.batch_size, or open the gate (pseudo_masks.gate)")
     batches = shards.batches(settings.batch_size, settings.seed, progress.update)
 
-    def update(number: int) -> tuple[Values, list[str]]:
+    def update(number: int) -> tuple[torch.Tensor, list[str]]:
         """Do one update; return its three losses and the cxr_ids of the batch."""
         batch = next(batches)
         decay = polynomial_decay(number, settings.num_updates, settings.decay_power)
         for group, scale in zip(optimiser.param_groups, (1, 10), strict=False):  # as IRNet.parameter_groups
             group["lr"] = rate * scale * decay
         sample = training_sample(batch, settings, number, run.replica)
-        pixels, labels = (tensor.to(run.device) for tensor in sample)
+        pixels, labels = (to_device(tensor, run.device) for tensor in sample)
         losses = irnet_update(
             model, optimiser, pixels, labels, settings.radius, settings.loss_weights, normalisation, run.sum_
         )
-        return dict(zip(LOSSES, losses, strict=True)), batch.ids
+        return losses, batch.ids
 
     def entry(values: Values) -> tuple[dict[str, float], float]:
         """The history's entry, and no score: the last checkpoint is kept."""
@@ -159,7 +161,7 @@ def train(job: TrainingJob[Settings], report: Report) -> None:
         """What is shown while it trains."""
         return f"boundary loss {values['boundary']:.3f}"
 
-    run.train(update, tenths(settings.num_updates), entry, "irnet.learning_rate", note)
+    run.train(update, LOSSES, tenths(settings.num_updates), entry, "irnet.learning_rate", note)
     if settings.displacement:
         set_mean_displacement(model, shards, settings, normalisation, run.device, run.replica)
     metrics = {

@@ -16,15 +16,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from chexseg_ray.data.images import content_box
+from chexseg_ray.engine.device_updates import Pass
 from chexseg_ray.engine.execution import Made, Task
+from chexseg_ray.engine.launch import run_training
 from chexseg_ray.engine.shards import ImageShards
 from chexseg_ray.engine.tables import read_manifest
-from chexseg_ray.engine.train import Report, TrainingJob, TrainingRun, Values, job_facts, run_training, tenths
+from chexseg_ray.engine.train import Report, TrainingJob, TrainingRun, Values, job_facts, tenths
 from chexseg_ray.errors import InputError
-from chexseg_ray.pretraining.moco import MocoSettings, build_moco, moco_update
+from chexseg_ray.pretraining.moco import MocoBatch, MocoSettings, build_moco, draw_batch, moco_update
 from chexseg_ray.stages.encoder import initialise
+from chexseg_ray.updates.precision import in_precision, placed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,7 @@ class Settings(MocoSettings):
         milestones: updates after each of which the learning rate is a tenth of what it was.
         weight_decay: Adam's.
         num_updates: length of the training.
+        precision: float32 | bf16, of both encoders' passes.
     """
 
     train_splits: Sequence[str]
@@ -48,6 +53,7 @@ class Settings(MocoSettings):
     milestones: Sequence[int]
     weight_decay: float
     num_updates: int
+    precision: str = "float32"
 
 
 def make(task: Task) -> Made:
@@ -85,7 +91,7 @@ def train(job: TrainingJob[Settings], report: Report) -> None:
     model = build_moco(settings)
     _, encoder = initialise(model.query.encoder, job, settings.architecture, settings.normalisation)
     model.key.encoder.load_state_dict(model.query.encoder.state_dict())
-    model = model.to(run.device).train()
+    model = placed(model, run.device, settings.precision).train()
     optimiser = torch.optim.Adam(
         model.query.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
@@ -96,16 +102,25 @@ def train(job: TrainingJob[Settings], report: Report) -> None:
         raise InputError(f"moco: {few}: lower moco.batch_size")
     batches = shards.batches(settings.batch_size, settings.seed, progress.update)
 
-    def update(number: int) -> tuple[Values, list[str]]:
+    def on_device(pass_: Pass, *batch: torch.Tensor) -> torch.Tensor:
+        """Do one update with the tensors of a MocoBatch on the device; return its loss and accuracy."""
+
+        def encode(network: nn.Module, inputs: torch.Tensor, role: int) -> torch.Tensor:
+            return in_precision(lambda images: pass_(network, images, role), settings.precision)(inputs)
+
+        return moco_update(model, optimiser, MocoBatch(*batch), settings, encode, run.replica)
+
+    do = run.updates(on_device, optimiser, [model], settings.num_replicas)
+
+    def update(number: int) -> tuple[torch.Tensor, list[str]]:
         """Do one update; return its loss and accuracy, and the cxr_ids of the batch."""
         batch = next(batches)
         passed = sum(number >= milestone for milestone in settings.milestones)
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * 0.1**passed
         boxes = [content_box(*sample.original, settings.size) for sample in batch.samples]
-        pixels = torch.from_numpy(batch.pixels)
-        loss, accuracy = moco_update(model, optimiser, pixels, boxes, settings, number, run.replica)
-        return {"loss": loss, "accuracy": accuracy}, batch.ids
+        drawn = draw_batch(torch.from_numpy(batch.pixels), boxes, settings, number, run.replica)
+        return do(number, *drawn), batch.ids
 
     def entry(values: Values) -> tuple[dict[str, float], float]:
         """The history's entry, and no score: the last checkpoint is kept."""
@@ -115,7 +130,7 @@ def train(job: TrainingJob[Settings], report: Report) -> None:
         """What is shown while it trains."""
         return f"loss {values['loss']:.3f}, {values['accuracy']:.0%} found"
 
-    run.train(update, tenths(settings.num_updates), entry, "moco.learning_rate", note)
+    run.train(update, ["loss", "accuracy"], tenths(settings.num_updates), entry, "moco.learning_rate", note)
     facts = {
         "architecture": settings.architecture,
         "normalisation": settings.normalisation,

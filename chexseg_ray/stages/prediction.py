@@ -22,14 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from chexseg_ray.config.resources import ActorCompute
 from chexseg_ray.data.masks import encode_rle, exchange_entry, exchange_json
+from chexseg_ray.engine.devices import device_for
 from chexseg_ray.engine.execution import Made, Task
 from chexseg_ray.engine.grouped import Row, files_of, run_actors
 from chexseg_ray.engine.tables import binary_column, mask_schema
-from chexseg_ray.engine.train import training_device
 from chexseg_ray.segmentation.inference import Segmenter
 from chexseg_ray.stages.counts import originals
-from chexseg_ray.stages.segmentation import load_segmentation, threshold_array
+from chexseg_ray.stages.networks import load_segmentation, threshold_array
 from chexseg_ray.store.step import Record
 from chexseg_ray.store.store import Attempt, Store
 
@@ -49,15 +50,16 @@ class Settings:
     size: int
 
 
-def load_segmenter(store: Store, record: Record) -> Segmenter:
-    """Load the network of a segmentation record with its thresholds, onto this process's GPU, or CPU where it has none.
+def load_segmenter(store: Store, record: Record, num_gpus: float) -> Segmenter:
+    """Load the network of a segmentation record with its thresholds, onto this process's device.
 
     Args:
         store: holds the record's files.
         record: the segmentation record.
+        num_gpus: GPUs that this process asked for.
     """
     model, facts = load_segmentation(store, record)
-    names, device = tuple(facts["pathologies"]), training_device()
+    names, device = tuple(facts["pathologies"]), device_for(num_gpus)
     thresholds = threshold_array(record, names)
     return Segmenter(model.to(device), names, thresholds, facts["normalisation"], facts["size"], device)
 
@@ -77,7 +79,7 @@ def make(task: Task) -> Made:
     """
     settings, images, compute = Settings(**task.step.config), task.inputs["images_test"], task.execution.compute
     resources = compute.prediction
-    read, arguments = ReadImages(task.attempt, images), (task.attempt, task.inputs["segmentation"], resources.threads)
+    read, arguments = ReadImages(task.attempt, images), (task.attempt, task.inputs["segmentation"], resources)
     parts = images.paths("images/")
     if resources.max_actors:
         task.execution.start_ray()
@@ -127,14 +129,14 @@ class PredictActor:
     Args:
         attempt: where the masks are written.
         segmentation: the segmentation record.
-        threads: threads of torch.
+        resources: what the actor asked Ray for.
     """
 
-    def __init__(self, attempt: Attempt, segmentation: Record, threads: int) -> None:
-        """Load the network onto this process's device."""
-        torch.set_num_threads(threads)
+    def __init__(self, attempt: Attempt, segmentation: Record, resources: ActorCompute) -> None:
+        """Load the network onto the actor's device."""
+        torch.set_num_threads(resources.threads)
         self._attempt = attempt
-        self._segmenter = load_segmenter(attempt.store, segmentation)
+        self._segmenter = load_segmenter(attempt.store, segmentation, resources.num_gpus)
 
     def __call__(self, part: str, files: list[bytes]) -> Row:
         """Predict the images of one part file, and write their masks at model resolution.

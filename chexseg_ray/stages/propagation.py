@@ -19,12 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from chexseg_ray.config.resources import ActorCompute
 from chexseg_ray.data.images import ContentBox, content_box
 from chexseg_ray.data.normalisation import network_input
+from chexseg_ray.engine.devices import device_for
 from chexseg_ray.engine.execution import Made, Task
 from chexseg_ray.engine.grouped import Row, files_of, rows_of, run_actors
 from chexseg_ray.engine.tables import binary_column, join_cams, split_cams
-from chexseg_ray.engine.train import training_device
 from chexseg_ray.pseudo.irnet import STRIDE, boundary_maps
 from chexseg_ray.pseudo.propagation import propagate_cams
 from chexseg_ray.pseudo.random_walk import WalkSettings
@@ -77,7 +78,7 @@ def make(task: Task) -> Made:
     settings, compute = Settings(**task.step.config), task.execution.compute
     images = {split: task.inputs[f"images_{split}"] for split in settings.splits}
     parts = [(split, part) for split, record in images.items() for part in record.paths("images/")]
-    arguments = (task.attempt, task.inputs["irnet"], settings, compute.propagation.threads)
+    arguments = (task.attempt, task.inputs["irnet"], settings, compute.propagation)
     read = ReadParts(task.attempt, images, task.inputs["cams"])
     cpus = compute.images.num_cpus
     what = ": groups propagated"
@@ -113,14 +114,14 @@ class PropagationActor:
         attempt: where the maps are written.
         irnet: the irnet record.
         settings: the step's settings.
-        threads: threads of torch.
+        resources: what the actor asked Ray for.
     """
 
-    def __init__(self, attempt: Attempt, irnet: Record, settings: Settings, threads: int) -> None:
-        """Load the IRNet onto this process's device."""
-        torch.set_num_threads(threads)
+    def __init__(self, attempt: Attempt, irnet: Record, settings: Settings, resources: ActorCompute) -> None:
+        """Load the IRNet onto the actor's device."""
+        torch.set_num_threads(resources.threads)
         self._attempt, self._settings = attempt, settings
-        self._device = training_device()
+        self._device = device_for(resources.num_gpus)
         model, self._facts = load_irnet(attempt.store, irnet)
         self._model = model.to(self._device)
 

@@ -10,10 +10,9 @@ OUTPUT  weights.safetensors: the kept checkpoint, with what builds the network, 
 FAN-OUT one training a point, in a trial of the sweep or by itself; 0, 1 or num_replicas workers, which share each batch
 """
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,7 +22,9 @@ import torch
 from torch import nn
 
 from chexseg_ray.data.images import content_box
+from chexseg_ray.engine.device_updates import Pass
 from chexseg_ray.engine.execution import Made, Task
+from chexseg_ray.engine.launch import run_training
 from chexseg_ray.engine.pool import (
     Rows,
     accepted_ids,
@@ -37,7 +38,6 @@ from chexseg_ray.engine.pool import (
 )
 from chexseg_ray.engine.replicas import Replica
 from chexseg_ray.engine.train import (
-    WEIGHTS,
     NanLossError,
     Report,
     TrainingJob,
@@ -45,10 +45,8 @@ from chexseg_ray.engine.train import (
     Values,
     job_facts,
     parts_of,
-    run_training,
 )
-from chexseg_ray.engine.training_state import Progress, from_safetensors
-from chexseg_ray.errors import InputError
+from chexseg_ray.engine.training_state import Progress
 from chexseg_ray.evaluation.thresholds import (
     Choice,
     ScoreHistogram,
@@ -57,40 +55,12 @@ from chexseg_ray.evaluation.thresholds import (
     segmentation_grid,
 )
 from chexseg_ray.segmentation.mixing import draw_batch, expert_subset, trial_seed, weak_subset
-from chexseg_ray.segmentation.network import build_network, check_network
-from chexseg_ray.segmentation.training import predict, segmentation_update
+from chexseg_ray.segmentation.training import predict, segmentation_update, unpacked
 from chexseg_ray.stages.encoder import initialise
-from chexseg_ray.store.step import Record
-from chexseg_ray.store.store import Store
+from chexseg_ray.stages.networks import NETWORK_FACTS, NetworkSettings
+from chexseg_ray.updates.precision import in_precision, placed
 
 _SCORED_TOGETHER = 8  # images that pass the network together in validation; the last bits of a score depend on it
-_NETWORK_FACTS = ("architecture", "encoder", "output_stride", "atrous_rates", "pathologies", "size")
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkSettings:
-    """What a segmentation network is built from.
-
-    Args:
-        architecture: a name of smp.
-        encoder: a name of smp, or of timm as `tu-...`.
-        pathologies: K names, in channel order.
-        size: S, pixels of a side.
-        output_stride: DeepLab's, 8 or 16; None for other architectures.
-        atrous_rates: DeepLab's three dilations; None for other architectures.
-    """
-
-    architecture: str
-    encoder: str
-    pathologies: Sequence[str]
-    size: int
-    output_stride: int | None = None
-    atrous_rates: Sequence[int] | None = None
-
-    def build(self) -> nn.Module:
-        """Build the network, with random weights."""
-        count = len(self.pathologies)
-        return build_network(self.architecture, self.encoder, count, self.output_stride, self.atrous_rates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +74,7 @@ class Settings(NetworkSettings):
     normalisation: str = ""
     batch_size: int
     num_replicas: int
+    precision: str = "float32"
     learning_rate: float
     num_updates: int
     num_validations: int
@@ -142,7 +113,7 @@ class MaskedSet:
 class SegmentationJob(TrainingJob[Settings]):
     """The training of a sweep point; `shared` has references into Ray's object store, as in engine.pool.share_pool."""
 
-    shared: Mapping[str, Any]
+    shared: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def point(self) -> tuple[str, float]:
@@ -205,27 +176,6 @@ def make(task: Task) -> Made:
     return run_training(train, job, resources, execution, f"segmentation-{task.step.fingerprint}")
 
 
-def check_networks(
-    pairs: Iterable[tuple[str, str]], size: int, output_stride: int, atrous_rates: Sequence[int]
-) -> None:
-    """Refuse networks that smp cannot build, before anything is trained.
-
-    Args:
-        pairs: architecture and encoder of each network.
-        size: S, pixels of a side.
-        output_stride: DeepLab's, 8 or 16.
-        atrous_rates: DeepLab's three dilations.
-
-    Raises:
-        InputError: smp cannot build one of them, or it does not take such images; names it.
-    """
-    for architecture, encoder in pairs:
-        try:
-            check_network(architecture, encoder, size, output_stride, atrous_rates)
-        except ValueError as error:
-            raise InputError(f"segmentation.architecture, segmentation.encoder: {error}: choose others") from None
-
-
 def train(job: SegmentationJob, report: Report) -> None:
     """Run the training loop: Adam with a constant learning rate on the class average Dice loss.
 
@@ -243,7 +193,7 @@ def train(job: SegmentationJob, report: Report) -> None:
     model: Any = settings.build()
     names = settings.pathologies
     normalisation, encoder = initialise(model.encoder, job, settings.encoder, settings.normalisation, names)
-    model = model.to(run.device).train()
+    model = placed(model, run.device, settings.precision).train()
     optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
     progress = run.resume(model, optimiser)
     expert_ids, weak_ids = job.expert_ids(), job.weak_ids()
@@ -252,13 +202,18 @@ def train(job: SegmentationJob, report: Report) -> None:
     validation = job.masked_set("images_validation", "images_validation", job.validation_ids())
     scoring = Scoring(model, settings, normalisation, run.device)
 
-    def update(number: int) -> tuple[Values, list[str]]:
+    def on_device(pass_: Pass, pixels: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+        """Do one update with a batch on the device; its masks are bit-packed. Returns its loss."""
+        masks, forward = unpacked(packed, settings.size), in_precision(partial(pass_, model), settings.precision)
+        smoothing = settings.dice_smoothing
+        return segmentation_update(model, optimiser, pixels, masks, normalisation, smoothing, forward, run.sum_)
+
+    do = run.updates(on_device, optimiser, [model], settings.num_replicas)
+
+    def update(number: int) -> tuple[torch.Tensor, list[str]]:
         """Do one update; return its loss and the cxr_ids of this process's share of the batch."""
-        ids, pixels, masks = mixed_batch(settings, expert, weak, seed, number, run.replica)
-        inputs = torch.from_numpy(pixels).to(run.device), torch.from_numpy(masks).to(run.device)
-        forward = partial(run.replica.forward, model, num_replicas=settings.num_replicas, seed=(seed, number))
-        loss = segmentation_update(model, optimiser, *inputs, normalisation, settings.dice_smoothing, forward, run.sum_)
-        return {"loss": loss}, ids
+        ids, pixels, packed = mixed_batch(settings, expert, weak, seed, number, run.replica)
+        return do(number, torch.from_numpy(pixels), torch.from_numpy(packed)), ids
 
     def validate(values: Values) -> tuple[dict[str, float], float]:
         """The history's entry, and the score that chooses the checkpoint, NaN where the last one is kept."""
@@ -269,7 +224,7 @@ def train(job: SegmentationJob, report: Report) -> None:
         return entry, score if settings.checkpoint == "best" else math.nan
 
     due = parts_of(settings.num_updates, settings.num_validations)
-    run.train(update, due, validate, "segmentation.learning_rate", point=job.point)
+    run.train(update, ["loss"], due, validate, "segmentation.learning_rate", point=job.point)
     if progress.best:
         model.load_state_dict(progress.best)
     metrics = {
@@ -280,7 +235,7 @@ def train(job: SegmentationJob, report: Report) -> None:
         "normalisation": normalisation,
         "encoder": encoder,
     }
-    facts = {name: getattr(settings, name) for name in _NETWORK_FACTS if getattr(settings, name) is not None}
+    facts = {name: getattr(settings, name) for name in NETWORK_FACTS if getattr(settings, name) is not None}
     facts["normalisation"] = normalisation
     rows = settings.num_updates * settings.batch_size
     run.finish(dict(model.state_dict()), facts, rows, metrics, "segmentation.learning_rate")
@@ -297,8 +252,8 @@ def _checkpoint(progress: Progress) -> dict[str, Any]:
 
 def mixed_batch(
     settings: Settings, expert: MaskedSet | None, weak: MaskedSet | None, seed: int, update: int, replica: Replica
-) -> tuple[list[str], npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Draw this process's share of a batch: ids, pixels uint8 [b, S, S] and masks bool [b, K, S, S].
+) -> tuple[list[str], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Draw this process's share of a batch: ids, pixels uint8 [b, S, S], bit-packed masks uint8 [b, K, ceil(S S / 8)].
 
     Args:
         settings: the training's settings.
@@ -318,7 +273,7 @@ def mixed_batch(
         ids.append(source.ids[i])
         pixels.append(source.pixels.gather([source.ids[i]])[0])
         masks.append(source.masks.gather([source.ids[i]])[0])
-    return ids, np.stack(pixels), unpack_masks(np.stack(masks), settings.size)
+    return ids, np.stack(pixels), np.stack(masks)
 
 
 @dataclass(frozen=True)
@@ -381,20 +336,3 @@ class Scoring:
                 sources.append((name, *self.histogram(images)))
                 minima.append(minimum)
         return choose_segmentation_thresholds(sources, minima, fixed)
-
-
-def load_segmentation(store: Store, record: Record) -> tuple[nn.Module, dict[str, Any]]:
-    """Load the network of a segmentation `record` from `store`, in eval mode on the CPU.
-
-    Returns it with those of _NETWORK_FACTS that it has and its normalisation, by name.
-    """
-    tensors, metadata = from_safetensors(store.read(record, WEIGHTS))
-    facts: dict[str, Any] = json.loads(metadata["model"])
-    model = NetworkSettings(**{name: facts[name] for name in _NETWORK_FACTS if name in facts}).build()
-    model.load_state_dict(tensors)
-    return model.eval(), facts
-
-
-def threshold_array(record: Record, pathologies: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Return the thresholds, float32 [K], of a segmentation `record` in the order of the K names `pathologies`."""
-    return np.array([record.metrics["thresholds"][name]["threshold"] for name in pathologies], dtype=np.float32)

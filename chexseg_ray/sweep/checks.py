@@ -122,6 +122,6 @@ def _check_networks(config: StudyConfig) -> None:
     section = config.segmentation
     others = [pair for pair in product(section.architectures, section.encoders) if pair != PAPER_NETWORK]
     if others:
-        from chexseg_ray.stages.segmentation import check_networks
+        from chexseg_ray.stages.networks import check_networks
 
         check_networks(others, config.data.image_size, section.output_stride, section.atrous_rates)

@@ -21,7 +21,7 @@ def _load_rooms() -> Any:
 rooms = _load_rooms()
 PACKAGE, FILES = rooms.PACKAGE, rooms.FILES
 
-SCIENCE = ("data", "pseudo", "pretraining", "segmentation", "evaluation")
+SCIENCE = ("data", "pseudo", "pretraining", "segmentation", "evaluation", "updates")
 BASE = {"errors", "progress", "config", "store"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "command": {"config", "errors", "progress"},
     "config": {"errors"},
     "store": {"errors"},
-    **{room: {"data", "errors"} for room in SCIENCE},
+    **{room: {"data", "errors", "updates"} for room in SCIENCE},
     "study": {"config", "errors", "store"},
     "plan": {*BASE, "study", "segmentation"},
     "cluster": {*BASE, "plan"},

@@ -3,7 +3,7 @@
 The tests compare outputs, losses, gradients and running statistics.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from two_processes import Result, run_as_two
 from chexseg_ray.data.images import content_box
 from chexseg_ray.engine.replicas import Replica
 from chexseg_ray.engine.shards import Batch, Sample
-from chexseg_ray.pretraining.moco import MoCo, MocoSettings, Projector, moco_update
+from chexseg_ray.pretraining.moco import MoCo, MocoSettings, Projector, draw_batch, moco_update
 from chexseg_ray.pseudo.classifier import IGNORED, build_classifier, classifier_update
 from chexseg_ray.segmentation.network import build_network
 from chexseg_ray.segmentation.training import segmentation_update
@@ -55,11 +55,11 @@ class Pooled(nn.Module):
         return self.fc(self.encoder(inputs)[-1].mean(dim=(2, 3)))
 
 
-def state_after(model: nn.Module, losses: tuple[float, ...], with_gradients: nn.Module) -> Result:
+def state_after(model: nn.Module, losses: Sequence[torch.Tensor], with_gradients: nn.Module) -> Result:
     gradients = {f"gradient {name}": p.grad for name, p in with_gradients.named_parameters() if p.grad is not None}
     assert gradients
     return {
-        "losses": torch.tensor(losses, dtype=torch.float64),
+        "losses": torch.cat([loss.reshape(-1) for loss in losses]).double(),
         **gradients,
         **{k: v.clone() for k, v in model.state_dict().items()},
     }
@@ -70,9 +70,9 @@ def one_classifier_update(replica: Replica) -> Result:
     model = Pooled().train()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     share, targets = replica.share(BATCH), torch.from_numpy(batch().targets)
-    pixels, count = torch.from_numpy(batch().pixels[share]), int((targets != IGNORED).sum())
+    pixels, count = torch.from_numpy(batch().pixels[share]), (targets != IGNORED).sum()
 
-    def update(number: int) -> float:
+    def update(number: int) -> torch.Tensor:
         forward = partial(replica.forward, model, num_replicas=2, seed=(5, number))
         return classifier_update(model, optimiser, pixels, targets[share], count, "imagenet", forward, replica.sum_)
 
@@ -99,8 +99,16 @@ def one_moco_update(replica: Replica) -> Result:
     )
     pixels = torch.from_numpy(batch().pixels)
     boxes = [content_box(*sample.original, SIZE) for sample in batch().samples]
-    losses = [moco_update(model, optimiser, pixels, boxes, settings, update, replica) for update in range(2)]
-    return state_after(model, tuple(value for pair in losses for value in pair), model.query)
+
+    def update(number: int) -> torch.Tensor:
+        drawn = draw_batch(pixels, boxes, settings, number, replica)
+
+        def pass_(network: nn.Module, inputs: torch.Tensor, role: int) -> torch.Tensor:
+            return replica.forward(network, inputs, 2, (5, number, role))
+
+        return moco_update(model, optimiser, drawn, settings, pass_, replica)
+
+    return state_after(model, [update(0), update(1)], model.query)
 
 
 class Dense(nn.Module):
@@ -127,10 +135,10 @@ def one_segmentation_update(replica: Replica) -> Result:
     def forward(inputs: torch.Tensor) -> torch.Tensor:
         return replica.forward(model, inputs, 2, [9])
 
-    losses = tuple(
+    losses = [
         segmentation_update(model, optimiser, pixels[rows], masks[rows], "imagenet", 1.0, forward, add_up)
         for _ in range(2)
-    )
+    ]
     return state_after(model, losses, model)
 
 

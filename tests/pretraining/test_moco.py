@@ -18,9 +18,13 @@ def views(
     return Views(np.array([mirrored]), np.array([angle]), np.array([side]), np.array([place]))
 
 
+def matrices_of(view: Views, box: ContentBox, size: int) -> torch.Tensor:
+    return torch.from_numpy(view.matrices([box], size)).float()
+
+
 def cut(pixels: np.ndarray, box: ContentBox, view: Views) -> np.ndarray:
     """The view's pixels [S, S], 0 to 255."""
-    inputs = view_inputs(torch.from_numpy(pixels[None]), view.matrices([box], len(pixels)), "chexpert")
+    inputs = view_inputs(torch.from_numpy(pixels[None]), matrices_of(view, box, len(pixels)), "chexpert")
     return (inputs[0, 0].numpy() * 0.085585 + 0.5020) * 255
 
 
@@ -36,7 +40,11 @@ def wide(rng: np.random.Generator) -> tuple[np.ndarray, ContentBox]:
 
 def test_a_view_without_any_change_of_a_square_image_is_the_image(rng: np.random.Generator) -> None:
     pixels = rng.integers(0, 256, (32, 32), dtype=np.uint8)
-    inputs = view_inputs(torch.from_numpy(pixels[None]), views().matrices([ContentBox(0, 0, 32, 32)], 32), "imagenet")
+    inputs = view_inputs(
+        torch.from_numpy(pixels[None]),
+        matrices_of(views(), ContentBox(0, 0, 32, 32), 32),
+        "imagenet",
+    )
     assert torch.allclose(inputs, network_input(torch.from_numpy(pixels[None]), "imagenet"), atol=1e-4)
 
 
@@ -123,5 +131,8 @@ def test_vectors_have_length_one_and_the_queue_keeps_the_newest_keys() -> None:
     assert torch.allclose(out.norm(dim=1), torch.ones(3))
     assert torch.allclose(model.queue.norm(dim=1), torch.ones(12))
     for update in range(5):  # 5 x 4 keys into 12 places
-        model.enqueue(torch.full((4, 16), float(update)), update)
-    assert [float(row[0]) for row in model.queue] == [3.0] * 4 + [4.0] * 4 + [2.0] * 4
+        model.enqueue(torch.full((4, 16), float(update)), update * 4 % 12 + torch.arange(4), torch.tensor(True))
+    expected = [3.0] * 4 + [4.0] * 4 + [2.0] * 4
+    assert [float(row[0]) for row in model.queue] == expected
+    model.enqueue(torch.full((4, 16), 9.0), torch.arange(4), torch.tensor(False))
+    assert [float(row[0]) for row in model.queue] == expected, "a loss that is not finite"

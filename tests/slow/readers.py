@@ -343,7 +343,7 @@ class States(Reader):
         for update in (1, 2):
             self.network(torch.ones(1, 3)).sum().backward()
             self.optimiser.step()
-            self.keeper.save_if_due(self.network, self.optimiser, Progress(update, update, 0.5, [{"update": update}]))
+            self.keeper.save(self.network, self.optimiser, Progress(update, update, 0.5, [{"update": update}]))
         self.states = self.folder / "store" / STEP.address / "state"
         self.newest = sorted(self.states.iterdir())[-1]
         self.good = self.newest.read_bytes()

@@ -19,7 +19,7 @@ from chexseg_ray.engine.replicas import Replica
 from chexseg_ray.engine.shards import Batch, ImageShards
 from chexseg_ray.engine.training_state import from_safetensors
 from chexseg_ray.pretraining.encoders import build_encoder, read_encoder
-from chexseg_ray.pretraining.moco import build_moco, moco_update
+from chexseg_ray.pretraining.moco import build_moco, draw_batch, moco_update
 from chexseg_ray.stages.moco import Settings
 from chexseg_ray.store.step import Record
 from chexseg_ray.store.store import Store
@@ -186,13 +186,14 @@ def test_moco_is_the_plain_loop_over_its_update(store_copy: Path, private_ray: S
     for update, batch in zip(range(4), shards.batches(4, 0, 0), strict=False):
         optimiser.param_groups[0]["lr"] = 1e-3 * (0.1 if update >= 2 else 1)
         pixels = torch.from_numpy(batch.pixels)
-        loss, _ = moco_update(model, optimiser, pixels, boxes_of(batch), settings, update, Replica(0, 1))
+        drawn = draw_batch(pixels, boxes_of(batch), settings, update, Replica(0, 1))
+        loss, _ = moco_update(model, optimiser, drawn, settings, lambda network, x, _: network(x), Replica(0, 1))
     torch.set_num_threads(threads)
     found = weights(store_copy, record)
     assert found.keys() == model.query.encoder.state_dict().keys(), "the head stays behind"
     for name, tensor in model.query.encoder.state_dict().items():
         assert torch.equal(found[name], tensor), name
-    assert record.metrics["history"][-1]["loss"] == pytest.approx(loss)
+    assert record.metrics["history"][-1]["loss"] == pytest.approx(float(loss))
 
 
 SHARED = "{num_workers: 2, num_cpus: 1, num_gpus: 0, threads: 1}"

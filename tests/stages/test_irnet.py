@@ -12,14 +12,15 @@ import torch
 from studies import IRNET, TINY, Job, the_error, tiny
 from two_processes import Result, run_as_two
 
-from chexseg_ray.config.resources import WorkerCompute
+from chexseg_ray.config.resources import ActorCompute, WorkerCompute
 from chexseg_ray.data.images import content_box
 from chexseg_ray.data.normalisation import network_input
 from chexseg_ray.engine.execution import make_execution
+from chexseg_ray.engine.launch import run_training
 from chexseg_ray.engine.replicas import Replica
 from chexseg_ray.engine.shards import ImageShards
 from chexseg_ray.engine.tables import binary_column, split_cams
-from chexseg_ray.engine.train import NanLossError, Report, TrainingJob, run_training
+from chexseg_ray.engine.train import NanLossError, Report, TrainingJob
 from chexseg_ray.errors import InputError
 from chexseg_ray.pseudo.affinity import irnet_losses
 from chexseg_ray.pseudo.ir_labels import ir_labels
@@ -102,7 +103,8 @@ def test_propagation_equals_the_plain_loop_bitwise(irnet_store: Path) -> None:
     assert irnet is not None
     assert cams is not None
     threads = torch.get_num_threads()
-    actor = PropagationActor(Attempt(store, "none", "none"), irnet, PropagationSettings(**record.config), 1)
+    settings = PropagationSettings(**record.config)
+    actor = PropagationActor(Attempt(store, "none", "none"), irnet, settings, ActorCompute())
     for split in record.config["splits"]:
         images = store.find(step.inputs[f"images_{split}"])
         assert images is not None
@@ -308,7 +310,7 @@ def one_update(replica: Replica) -> dict[str, torch.Tensor]:
     rows = replica.share(4)
     losses = irnet_update(model, optimiser, pixels[rows], labels[rows], 4, "sum", "imagenet", replica.sum_)
     gradients = {name: p.grad for name, p in model.branches.named_parameters() if p.grad is not None}
-    return {"losses": torch.tensor(losses, dtype=torch.float64), **gradients}
+    return {"losses": losses.double(), **gradients}
 
 
 def one_named_update(replica: Replica) -> dict[str, Result]:

@@ -188,6 +188,7 @@ def test_images_equal_the_plain_loop(tiny_store: Path, phantom_root: Path) -> No
 def test_cams_equal_the_plain_loop_bitwise(tiny_store: Path) -> None:
     import torch
 
+    from chexseg_ray.config.resources import ActorCompute
     from chexseg_ray.engine.tables import binary_column
     from chexseg_ray.stages.cams import CamActor, Settings
 
@@ -197,7 +198,7 @@ def test_cams_equal_the_plain_loop_bitwise(tiny_store: Path) -> None:
     threads = torch.get_num_threads()
     from chexseg_ray.store.store import Attempt
 
-    actor = CamActor(Attempt(store, "none", "none"), classifier, Settings(**record.config), 1)
+    actor = CamActor(Attempt(store, "none", "none"), classifier, Settings(**record.config), ActorCompute())
     for path in images.paths("images/"):
         pixels = binary_column(store.read_table(images, path), "pixels", np.uint8, (64, 64))
         scores, maps = actor.map(pixels)
@@ -248,7 +249,7 @@ def test_counts_are_those_of_the_trained_network_on_the_mask_file(tiny_store: Pa
     from PIL import Image
     from pycocotools import mask as coco
 
-    from chexseg_ray.stages.segmentation import load_segmentation
+    from chexseg_ray.stages.networks import load_segmentation
 
     evaluation = of(tiny_store, "evaluation")
     record = next(r for r in records(tiny_store).values() if r.fingerprint == evaluation.inputs["segmentation"])

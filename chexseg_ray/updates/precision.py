@@ -1,0 +1,46 @@
+"""The precision in which a network trains: float32, or bfloat16 where it does no harm."""
+
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from chexseg_ray.updates.step import Forward
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def placed(model: M, device: torch.device, precision: str) -> M:
+    """Move a network to a device; for bf16, its weights get the memory format in which such convolutions are fast.
+
+    Args:
+        model: the network; changed in place.
+        device: where it trains.
+        precision: float32 | bf16.
+
+    Returns:
+        The network.
+    """
+    if precision == "float32":
+        return model.to(device)
+    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def in_precision(forward: Forward, precision: str) -> Forward:
+    """Run a network's pass in a precision. Weights, gradients, BatchNorm's statistics and the loss stay in float32.
+
+    Args:
+        forward: the pass.
+        precision: float32 | bf16; with bf16, autocast chooses the operators that compute in bfloat16.
+
+    Returns:
+        The pass, whose outputs are float32.
+    """
+    if precision == "float32":
+        return forward
+
+    def run(inputs: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(inputs.device.type, torch.bfloat16):
+            return forward(inputs).float()
+
+    return run
