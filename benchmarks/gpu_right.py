@@ -2,7 +2,9 @@
 
 Compares the device with the CPU on random inputs: the gradients and losses of one update of each training with the
 CPU's in float64, and the outputs of each inference step with the CPU's in float32. The device computes each twice:
-without TF32, and as PyTorch is set by default. gpu.py prints the relative errors.
+without TF32, and as PyTorch is set by default. How large an error may be depends on the network, because BatchNorm
+amplifies rounding. So the CPU's own errors are measured too: in float32, and in float64 with the inputs of every
+convolution rounded as TF32 rounds them. gpu.py prints the relative errors.
 """
 
 import contextlib
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 from training_steps import (
     BATCH_SIZES,
     ORIGINAL,
@@ -53,6 +56,47 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
+def _as_tf32(tensor: torch.Tensor) -> torch.Tensor:
+    """Round to TF32's 10 bits of mantissa."""
+    bits = tensor.float().contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32).to(tensor.dtype)
+
+
+class _RoundInput(torch.autograd.Function):
+    """Rounds what enters a convolution; the gradient passes."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        return _as_tf32(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return grads[0]
+
+
+class _RoundGradient(torch.autograd.Function):
+    """Rounds the gradient that enters a convolution's backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return _as_tf32(grads[0])
+
+
+class RoundedConvolutions(TorchFunctionMode):
+    """While entered, convolutions compute with inputs, weights and gradients rounded to TF32."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one function of torch."""
+        if func not in (torch.conv2d, torch.nn.functional.conv2d):
+            return func(*args, **(kwargs or {}))
+        rounded = [_RoundInput.apply(tensor) for tensor in args[:2]]
+        return _RoundGradient.apply(func(*rounded, *args[2:], **(kwargs or {})))
+
+
 def measure_errors(bench: Any) -> Iterator[tuple[str, dict[str, float]]]:
     """Compare each training step's gradients and losses, and each inference step's outputs, with the CPU's.
 
@@ -61,7 +105,7 @@ def measure_errors(bench: Any) -> Iterator[tuple[str, dict[str, float]]]:
 
     Yields:
         The step's or output's name and its relative errors, without TF32 (`exact`) and with PyTorch's settings
-        (`default`).
+        (`default`); of trainings also the CPU's, in float32 (`cpu`) and with convolutions rounded to TF32 (`cpu_tf32`).
     """
     size = 64 if bench.tiny else 96
     for name in BATCH_SIZES:
@@ -73,6 +117,10 @@ def measure_errors(bench: Any) -> Iterator[tuple[str, dict[str, float]]]:
             gradient, loss = _gradients(setup, name, fast)
             errors[f"{kind}_gradient"] = _relative(gradient, reference)
             errors[f"{kind}_loss"] = _relative(loss, reference_loss)
+        on_cpu = replace(exact_setup, dtype=torch.float32)
+        errors["cpu_gradient"] = _relative(_gradients(on_cpu, name, fast=False)[0], reference)
+        with RoundedConvolutions():
+            errors["cpu_tf32_gradient"] = _relative(_gradients(exact_setup, name, fast=False)[0], reference)
         yield name, errors
     inference = _inference(size)
     with tf32(False):

@@ -157,6 +157,12 @@ class StateKeeper:
         for key, value in _strip_prefix(tensors, "optimiser.").items():
             index, name = key.split(".", 1)
             state.setdefault(int(index), {})[name] = value
+        parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+        for index, values in state.items():
+            for name, value in values.items():
+                if value.shape == parameters[index].shape:  # else a fused optimiser refuses another memory format
+                    like = torch.empty_like(parameters[index], dtype=value.dtype, device="cpu")
+                    values[name] = like.copy_(value)
         optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
         numbers: dict[str, Any] = json.loads(metadata["progress"])
         return Progress(**numbers, best=_strip_prefix(tensors, "best."))
