@@ -40,8 +40,9 @@ from training_steps import (
 )
 
 import chexseg_ray
+from chexseg_ray.data import normalisation
 from chexseg_ray.data.images import content_box
-from chexseg_ray.pseudo import random_walk
+from chexseg_ray.pseudo import grouped_pairs, pairs, random_walk
 from chexseg_ray.pseudo.classifier import build_classifier
 from chexseg_ray.pseudo.irnet import IRNet
 from chexseg_ray.segmentation.inference import Segmenter
@@ -57,6 +58,7 @@ _SAME_STORAGE = {"_unsafe_view", "alias", "detach", "lift_fresh", "set_", "squee
 _NO_KERNEL = {"_local_scalar_dense", "device", *_NO_VALUES, *_SAME_STORAGE}
 _COPIES = ("_copy_from", "_to_copy", "copy_", "to")
 _BINCOUNT_KERNELS = 6
+_WITHOUT_WAIT = "engine/devices.py"  # to_device copies from pinned memory
 _WEAK_SPLIT: dict[str, Any] = {"pathologies": [str(k) for k in range(PATHOLOGIES)], "splits": ("weak",)}  # for settings
 
 
@@ -112,7 +114,9 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if source.device.type != target.device.type:
                 direction = "H2D" if self._on_device(target) else "D2H"
                 self.copied[direction] += source.numel() * source.element_size()
-                self.syncs[f"{direction} {project_line()}"] += 1
+                where = project_line()
+                if not where.startswith(_WITHOUT_WAIT):
+                    self.syncs[f"{direction} {where}"] += 1
         elif any(not self._on_device(t) and t.dim() > 0 for t in inputs) and any(self._on_device(t) for t in inputs):
             self.mixed[f"{name} {project_line()}"] += 1
         waits = name == "nonzero"  # the number of results depends on values, as it does for indexing by a mask
@@ -178,17 +182,28 @@ class _FakeCsr:
         return torch.empty_like(dense)
 
 
-def _move(module: torch.nn.Module, device: Any, *_: Any) -> torch.nn.Module:
+def _move(module: torch.nn.Module, *to: Any, memory_format: Any = None, **options: Any) -> torch.nn.Module:
     """Do what nn.Module.to does, without swapping tensors, which fake ones refuse."""
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        found = tensor.to(*to, **options) if to or options else tensor
+        return found.contiguous(memory_format=memory_format) if memory_format and tensor.dim() == 4 else found
+
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:
-                moved = parameter.detach().to(device)
-                part._parameters[name] = torch.nn.Parameter(moved, requires_grad=parameter.requires_grad)
+                own = moved(parameter.detach())
+                part._parameters[name] = torch.nn.Parameter(own, requires_grad=parameter.requires_grad)
         for name, buffer in part._buffers.items():
             if buffer is not None:
-                part._buffers[name] = buffer.to(device)
+                part._buffers[name] = moved(buffer)
     return module
+
+
+def _warm(device: str) -> None:
+    """Make the constants of a network's input, which a training copies to its device once."""
+    for name in normalisation.STATISTICS:
+        normalisation.network_input(torch.empty(1, 4, 4, device=device), name)
 
 
 def _no_step() -> None:
@@ -239,8 +254,11 @@ def stand_ins(watch: Watch, pattern_length: int) -> Iterator[None]:
     def unfused_adam(parameters: Any, **options: Any) -> Any:
         optimiser = adam(parameters, **{**options, "fused": False, "foreach": False})
         optimiser.step = _no_step  # type: ignore[method-assign, assignment]
+        optimiser.param_groups[0]["fused"] = True  # as updates ask
         return optimiser
 
+    for cached in (normalisation._constants, grouped_pairs.groups_of, pairs._half_disk):
+        cached.cache_clear()  # of tensors of another fake mode
     with contextlib.ExitStack() as stack:
         patches = [
             (torch, "bincount", fake_bincount),
@@ -267,6 +285,10 @@ def count_update(name: str, setup: Setup) -> Watch:
     watch = Watch("meta")
     with stand_ins(watch, 0), FakeTensorMode(allow_non_fake_inputs=True):
         _, update = make_step(name, setup)
+        _warm("meta")
+        if name.startswith("irnet"):
+            grouped_pairs.groups_of(setup.radius, setup.size // 4, setup.size // 4, setup.device)
+            pairs._half_disk(setup.radius, setup.device)
         with watch:
             update(0)
     return watch
@@ -284,6 +306,7 @@ def count_inference(make: Callable[[torch.device, int], Callable[[], object]], s
     length = len(random_walk._pattern(size // 4, size // 4, WALKS[walk].radius)[1]) if walk else 0
     with stand_ins(watch, length), FakeTensorMode(allow_non_fake_inputs=True):
         step = make(torch.device("cuda"), size)
+        _warm("cuda")
         with watch:
             step()
     return watch
