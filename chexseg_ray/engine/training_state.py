@@ -154,15 +154,13 @@ class StateKeeper:
         tensors, metadata = from_safetensors(data)
         model.load_state_dict(_strip_prefix(tensors, "model."))
         state: dict[int, dict[str, torch.Tensor]] = {}
+        parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
         for key, value in _strip_prefix(tensors, "optimiser.").items():
             index, name = key.split(".", 1)
+            own = parameters[int(index)]
+            if value.shape == own.shape:  # a fused optimiser refuses another memory format than the weight's
+                value = torch.empty_like(own, dtype=value.dtype, device="cpu").copy_(value)
             state.setdefault(int(index), {})[name] = value
-        parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-        for index, values in state.items():
-            for name, value in values.items():
-                if value.shape == parameters[index].shape:  # else a fused optimiser refuses another memory format
-                    like = torch.empty_like(parameters[index], dtype=value.dtype, device="cpu")
-                    values[name] = like.copy_(value)
         optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
         numbers: dict[str, Any] = json.loads(metadata["progress"])
         return Progress(**numbers, best=_strip_prefix(tensors, "best."))
