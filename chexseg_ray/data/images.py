@@ -265,7 +265,9 @@ def unletterbox(scores: npt.NDArray[np.float32], height: int, width: int) -> npt
         float32 [K, height, width].
     """
     box = content_box(height, width, scores.shape[-1])
-    resized = []
-    for content in scores[:, box.rows, box.columns]:
-        resized.append(np.asarray(Image.fromarray(content).resize((width, height), Image.Resampling.BILINEAR)))
-    return np.stack(resized)
+    return np.stack([resized(content, height, width) for content in scores[:, box.rows, box.columns]])
+
+
+def resized(scores: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:
+    """Resize scores float32 [h, w] bilinearly to [`height`, `width`]; may be read-only."""
+    return np.asarray(Image.fromarray(scores).resize((width, height), Image.Resampling.BILINEAR))

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from chexseg_ray.data.images import content_box, letterbox, unletterbox
+from chexseg_ray.data.images import content_box, letterbox, resized
 from chexseg_ray.segmentation.training import predict
 
 BATCH = 8  # images per forward pass; the last bits of a score depend on it
@@ -19,14 +20,50 @@ class Segmented:
     """What the network finds in one X-ray.
 
     Args:
-        probability: float32 [K] in [0, 1], each pathology's highest score in the X-ray.
-        masks: bool [K, height, width] at the X-ray's resolution.
+        scores: float32 [K, h, w] in [0, 1] of the X-ray's content at the network's resolution, without the padding.
+        thresholds: float32 [K]; a pixel belongs to the mask if its score is greater.
         model_masks: bool [K, S, S] at the network's resolution.
+        height: of the X-ray, in pixels.
+        width: of the X-ray, in pixels.
     """
 
-    probability: npt.NDArray[np.float32]
-    masks: npt.NDArray[np.bool_]
+    scores: npt.NDArray[np.float32]
+    thresholds: npt.NDArray[np.float32]
     model_masks: npt.NDArray[np.bool_]
+    height: int
+    width: int
+
+    @property
+    def probability(self) -> npt.NDArray[np.float32]:
+        """float32 [K] in [0, 1], each pathology's highest score in the X-ray."""
+        highest: npt.NDArray[np.float32] = self.scores.max(axis=(1, 2))
+        return highest
+
+    def mask(self, k: int) -> npt.NDArray[np.bool_] | bool:
+        """Make the mask of one pathology at the X-ray's resolution.
+
+        Args:
+            k: the pathology's number.
+
+        Returns:
+            bool [height, width]; or False where no pixel belongs to it, and True where all do. That is known without
+            the mask: a resized score is a weighted mean, so it is never above the highest score, nor below the lowest.
+        """
+        scores, threshold = self.scores[k], self.thresholds[k]
+        if scores.max() <= threshold:
+            return False
+        if scores.min() > threshold:
+            return True
+        mask: npt.NDArray[np.bool_] = resized(scores, self.height, self.width) > threshold
+        return mask
+
+    @cached_property
+    def masks(self) -> npt.NDArray[np.bool_]:
+        """bool [K, height, width], the masks at the X-ray's resolution."""
+        masks = np.empty((len(self.scores), self.height, self.width), dtype=bool)
+        for k in range(len(masks)):
+            masks[k] = self.mask(k)
+        return masks
 
 
 @dataclass(frozen=True)
@@ -72,7 +109,4 @@ class Segmenter:
         content = scores[:, box.rows, box.columns]
         inside = np.zeros(scores.shape, dtype=bool)
         inside[:, box.rows, box.columns] = content > self.thresholds[:, None, None]
-        masks = np.empty((len(scores), height, width), dtype=bool)
-        for k, threshold in enumerate(self.thresholds):
-            np.greater(unletterbox(scores[k : k + 1], height, width)[0], threshold, out=masks[k])
-        return Segmented(content.max(axis=(1, 2)), masks, inside)
+        return Segmented(content, self.thresholds, inside, height, width)

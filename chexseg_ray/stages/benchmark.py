@@ -154,9 +154,10 @@ def _count(
     counts: list[Row] = []
     for cxr_id, rles in found.items():
         image = wanted[cxr_id]
-        whole = np.stack([_decode_mask(image["height"], image["width"], text) for text in rles])
+        whole = [_decode_mask(image["height"], image["width"], text) for text in rles]
         small = np.stack([letterbox_mask(mask, size) for mask in whole])
-        counts += count_rows(image, settings.pathologies, small, unpack_masks(truth.gather([cxr_id]), size)[0], whole)
+        expert = unpack_masks(truth.gather([cxr_id]), size)[0]
+        counts += count_rows(image, settings.pathologies, small, expert, whole.__getitem__)
     return {"rows": len(found), "counts": counts}
 
 

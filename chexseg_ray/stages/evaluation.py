@@ -10,6 +10,7 @@ OUTPUT  counts.parquet {cxr_id, patient_id, pathology, resolution: model | origi
 FAN-OUT 2 K rows an image; a plain loop, inside the trial that trained the network
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -35,19 +36,21 @@ def make(task: Task) -> Made:
     """
     settings, store, images = Settings(**task.step.config), task.store, task.inputs["images_test"]
     training = task.inputs["segmentation"]
-    _, num_gpus = task.execution.compute.segmentation.of(training.config["weak_n"]).trial_bundle
+    num_cpus, num_gpus = task.execution.compute.segmentation.of(training.config["weak_n"]).trial_bundle
     segmenter = load_segmenter(store, training, num_gpus)
     originals_by_id = originals(store, task.inputs["manifest_test"])
     pixels, masks = load_pixels(store, images), load_masks(store, images, settings.size)
     ids = sorted(pixels.index)
     rows: list[dict[str, Any]] = []
-    for start in range(0, len(ids), BATCH):
-        batch = ids[start : start + BATCH]
-        sizes = [(originals_by_id[cxr_id]["height"], originals_by_id[cxr_id]["width"]) for cxr_id in batch]
-        truths = unpack_masks(masks.gather(batch), settings.size)
-        segmented = segmenter.letterboxed(pixels.gather(batch), sizes)
-        for cxr_id, truth, found in zip(batch, truths, segmented, strict=True):
-            rows += count_rows(originals_by_id[cxr_id], settings.pathologies, found.model_masks, truth, found.masks)
+    with ThreadPoolExecutor(max(1, int(num_cpus))) as threads:
+        for start in range(0, len(ids), BATCH):
+            batch = ids[start : start + BATCH]
+            sizes = [(originals_by_id[cxr_id]["height"], originals_by_id[cxr_id]["width"]) for cxr_id in batch]
+            truths = unpack_masks(masks.gather(batch), settings.size)
+            segmented = segmenter.letterboxed(pixels.gather(batch), sizes)
+            for cxr_id, truth, found in zip(batch, truths, segmented, strict=True):
+                image, model = originals_by_id[cxr_id], found.model_masks
+                rows += count_rows(image, settings.pathologies, model, truth, found.mask, threads.map)
     table = pa.Table.from_pylist(rows, schema=COUNTS)
     return Made(
         [task.attempt.write_table("counts.parquet", table)], rows=len(rows), run={"device": str(segmenter.device)}

@@ -1,11 +1,12 @@
 """From X-rays of any size to masks at their own."""
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
-from chexseg_ray.data.images import content_box, letterbox, unletterbox
-from chexseg_ray.segmentation.inference import BATCH, Segmenter
+from chexseg_ray.data.images import content_box, letterbox, resized, unletterbox
+from chexseg_ray.segmentation.inference import BATCH, Segmented, Segmenter
 from chexseg_ray.segmentation.training import predict
 
 
@@ -26,9 +27,28 @@ def test_masks_are_the_scores_above_their_thresholds_at_both_sizes_and_none_lies
     cuts = thresholds[:, None, None]
     for segmented, score, (height, width) in zip(segmenter.images(images), scores, shapes, strict=True):
         box = content_box(height, width, 32)
-        np.testing.assert_array_equal(segmented.masks, unletterbox(score, height, width) > cuts)
+        expected = unletterbox(score, height, width) > cuts
+        np.testing.assert_array_equal(segmented.masks, expected)
+        for k, mask in enumerate(expected):
+            found = segmented.mask(k)
+            assert np.array_equal(mask, found if isinstance(found, np.ndarray) else np.full(mask.shape, found))
         np.testing.assert_array_equal(
             segmented.model_masks[:, box.rows, box.columns], (score > cuts)[:, box.rows, box.columns]
         )
         assert segmented.model_masks.sum() == segmented.model_masks[:, box.rows, box.columns].sum()
         np.testing.assert_array_equal(segmented.probability, score[:, box.rows, box.columns].max(axis=(1, 2)))
+
+
+@pytest.mark.parametrize(("height", "width"), [(70, 41), (9, 12)])
+def test_a_mask_that_is_empty_or_full_is_known_without_resizing(height: int, width: int) -> None:
+    cut = np.float32(0.3)
+    above = np.nextafter(cut, np.float32(1))
+    scores = np.full((4, 20, 12), cut)
+    scores[1, 3, 4] = above  # a resized score may be above the threshold, or not
+    scores[2] = above
+    scores[3] = np.nan
+    found = Segmented(scores, np.full(4, cut), np.zeros((4, 20, 20), dtype=bool), height, width)
+    assert found.mask(0) is False
+    assert found.mask(2) is True
+    for k in range(4):
+        np.testing.assert_array_equal(found.masks[k], resized(scores[k], height, width) > cut)
