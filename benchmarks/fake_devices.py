@@ -257,7 +257,7 @@ def stand_ins(watch: Watch, pattern_length: int) -> Iterator[None]:
         optimiser.param_groups[0]["fused"] = True  # as updates ask
         return optimiser
 
-    for cached in (normalisation._constants, grouped_pairs.groups_of, pairs._half_disk):
+    for cached in (normalisation._constants, grouped_pairs.groups_of, pairs._half_disk, random_walk._pattern_on):
         cached.cache_clear()  # of tensors of another fake mode
     with contextlib.ExitStack() as stack:
         patches = [

@@ -112,8 +112,10 @@ def binary_column(table: pa.Table, name: str, dtype: npt.DTypeLike, shape: Seque
     Returns:
         A writable array [N, *shape].
     """
-    data = b"".join(table.column(name).to_pylist())
-    return np.frombuffer(bytearray(data), dtype=dtype).reshape(len(table), *shape)
+    column = table.column(name).combine_chunks()
+    width = column.type.byte_width
+    bytes_of_rows = np.frombuffer(column.buffers()[1], np.uint8, len(table) * width, column.offset * width)
+    return bytes_of_rows.copy().view(dtype).reshape(len(table), *shape)
 
 
 def split_cams(table: pa.Table) -> tuple[pa.Table, npt.NDArray[np.float16]]:

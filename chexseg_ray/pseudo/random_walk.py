@@ -51,15 +51,16 @@ class Transition:
         maps = boundary.permute(1, 2, 0).contiguous()
         pairs = [affinity(maps, direction).pow(beta).reshape(-1, batch) for direction in directions(radius)]
         entries = torch.cat([torch.ones(1, batch, dtype=maps.dtype, device=maps.device), *pairs])
-        starts, columns, sources = (index.to(maps.device) for index in _pattern(height, width, radius))
+        starts, columns, sources = _pattern_on(height, width, radius, maps.device)
         values = entries.index_select(0, sources).t()
         sums = torch.segment_reduce(values, "sum", offsets=starts.expand(batch, -1).contiguous(), axis=1)
-        values = values / sums.repeat_interleave(starts.diff(), dim=1)
+        values = values / sums.repeat_interleave(starts.diff(), dim=1, output_size=len(columns))
         blocks = torch.arange(batch, device=maps.device)[:, None]
-        end = torch.tensor([batch * len(columns)], device=maps.device)
+        end = torch.full([1], batch * len(columns), device=maps.device)
         rows = torch.cat([(starts[:-1] + blocks * len(columns)).flatten(), end])
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")
             self._matrix = torch.sparse_csr_tensor(
                 rows.to(torch.int32),
                 (columns + blocks * cells).flatten().to(torch.int32),
@@ -102,6 +103,12 @@ class Transition:
             if weight:
                 out.add_(now, alpha=weight)
         return out
+
+
+@cache
+def _pattern_on(height: int, width: int, radius: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """The pattern on a device, copied there once."""
+    return tuple(index.to(device) for index in _pattern(height, width, radius))
 
 
 @cache

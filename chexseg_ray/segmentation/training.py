@@ -63,6 +63,21 @@ def unpacked(packed: torch.Tensor, size: int) -> torch.Tensor:
 def predict(
     model: nn.Module, pixels: npt.NDArray[np.uint8], normalisation: str, device: torch.device
 ) -> npt.NDArray[np.float32]:
+    """Predict as predicted_scores does, and bring the probabilities to the CPU, float32 [B, K, S, S] in [0, 1].
+
+    Args:
+        model: on `device`.
+        pixels: uint8 [B, S, S].
+        normalisation: a key of data.normalisation.STATISTICS.
+        device: where the model runs.
+    """
+    out: npt.NDArray[np.float32] = predicted_scores(model, pixels, normalisation, device).cpu().numpy()
+    return out
+
+
+def predicted_scores(
+    model: nn.Module, pixels: npt.NDArray[np.uint8], normalisation: str, device: torch.device
+) -> torch.Tensor:
     """Predict probabilities in eval mode; the model's mode is restored afterwards.
 
     Args:
@@ -72,12 +87,11 @@ def predict(
         device: where the model runs.
 
     Returns:
-        float32 [B, K, S, S] in [0, 1].
+        float32 [B, K, S, S] in [0, 1], on `device`.
     """
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        scores = model(network_input(torch.tensor(pixels).to(device), normalisation)).sigmoid()
+        scores: torch.Tensor = model(network_input(torch.tensor(pixels).to(device), normalisation)).sigmoid()
     model.train(was_training)
-    out: npt.NDArray[np.float32] = scores.to(torch.float32).cpu().numpy()
-    return out
+    return scores.to(torch.float32)

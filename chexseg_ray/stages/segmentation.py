@@ -55,7 +55,8 @@ from chexseg_ray.evaluation.thresholds import (
     segmentation_grid,
 )
 from chexseg_ray.segmentation.mixing import draw_batch, expert_subset, trial_seed, weak_subset
-from chexseg_ray.segmentation.training import predict, segmentation_update, unpacked
+from chexseg_ray.segmentation.score_counts import score_counts
+from chexseg_ray.segmentation.training import predict, predicted_scores, segmentation_update, unpacked
 from chexseg_ray.stages.encoder import initialise
 from chexseg_ray.stages.networks import NETWORK_FACTS, NetworkSettings
 from chexseg_ray.updates.precision import in_precision, placed
@@ -291,22 +292,42 @@ class Scoring:
         Raises:
             NanLossError: a score is not finite.
         """
-        size, count = self.settings.size, len(self.settings.pathologies)
+        count = len(self.settings.pathologies)
         histogram = ScoreHistogram(count, segmentation_grid(self.settings.threshold_grid))
         positives = np.zeros(count, dtype=np.int64)
+        add = self._add_on_cpu if self.device.type == "cpu" else self._add_on_device
         for start in range(0, len(images.ids), _SCORED_TOGETHER):
-            ids = images.ids[start : start + _SCORED_TOGETHER]
-            scores = predict(self.model, images.pixels.gather(ids), self.normalisation, self.device)
-            if not np.isfinite(scores).all():
-                rule = f"segmentation scores are not finite, images {', '.join(ids)}"
-                raise NanLossError(f"{rule}: lower segmentation.learning_rate")
-            truth = unpack_masks(images.masks.gather(ids), size)
-            for i, cxr_id in enumerate(ids):
-                box = content_box(*images.sizes[cxr_id], size)
-                positives += truth[i].any(axis=(1, 2))
-                for k in range(count):
-                    histogram.add(k, scores[i, k, box.rows, box.columns], truth[i, k, box.rows, box.columns])
+            positives += add(histogram, images, images.ids[start : start + _SCORED_TOGETHER])
         return histogram, positives
+
+    def _add_on_cpu(self, histogram: ScoreHistogram, images: MaskedSet, ids: list[str]) -> npt.NDArray[np.int64]:
+        """Add some images to a histogram; return how many of them show each pathology [K]."""
+        size = self.settings.size
+        scores = predict(self.model, images.pixels.gather(ids), self.normalisation, self.device)
+        _refuse_not_finite(bool(np.isfinite(scores).all()), ids)
+        truth = unpack_masks(images.masks.gather(ids), size)
+        for i, cxr_id in enumerate(ids):
+            box = content_box(*images.sizes[cxr_id], size)
+            for k in range(scores.shape[1]):
+                histogram.add(k, scores[i, k, box.rows, box.columns], truth[i, k, box.rows, box.columns])
+        found: npt.NDArray[np.int64] = truth.any(axis=(2, 3)).sum(axis=0)
+        return found
+
+    def _add_on_device(self, histogram: ScoreHistogram, images: MaskedSet, ids: list[str]) -> npt.NDArray[np.int64]:
+        """Do as _add_on_cpu; scores stay on their device, where they are counted."""
+        size = self.settings.size
+        scores = predicted_scores(self.model, images.pixels.gather(ids), self.normalisation, self.device)
+        _refuse_not_finite(bool(torch.isfinite(scores).all()), ids)
+        truth = unpacked(torch.from_numpy(images.masks.gather(ids)).to(self.device), size)
+        inside = torch.zeros(len(ids), size, size, dtype=torch.bool)
+        for i, cxr_id in enumerate(ids):
+            box = content_box(*images.sizes[cxr_id], size)
+            inside[i, box.rows, box.columns] = True
+        thresholds = torch.from_numpy(histogram.thresholds).to(self.device)
+        counts = score_counts(scores, truth, inside.to(self.device), thresholds)
+        histogram.counts += counts.cpu().numpy()
+        found: npt.NDArray[np.int64] = truth.any(dim=3).any(dim=2).sum(dim=0).cpu().numpy()
+        return found
 
     def validation_miou(self, validation: MaskedSet | None) -> float:
         """Average the pooled IoU of `validation` at each best threshold over its common pathologies; NaN if None."""
@@ -336,3 +357,9 @@ class Scoring:
                 sources.append((name, *self.histogram(images)))
                 minima.append(minimum)
         return choose_segmentation_thresholds(sources, minima, fixed)
+
+
+def _refuse_not_finite(finite: bool, ids: list[str]) -> None:
+    if not finite:
+        rule = f"segmentation scores are not finite, images {', '.join(ids)}"
+        raise NanLossError(f"{rule}: lower segmentation.learning_rate")
