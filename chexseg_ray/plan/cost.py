@@ -9,11 +9,16 @@ from chexseg_ray.store.step import Step
 # GFLOP (2 x multiply-adds) of one forward pass of one 320 px image, and million weights (tests count both)
 _FORWARD = {"densenet121": 11.6, "resnet18": 7.4, "resnet50": 16.7, "deeplabv3plus/resnet18": 14.3, "irnet": 25.6}
 _WEIGHTS = {"densenet121": 7.0, "resnet18": 11.2, "resnet50": 23.5, "deeplabv3plus/resnet18": 12.3, "irnet": 23.6}
+# What a GPU sustains with other networks, in units of what it does in a segmentation network's training: DenseNet121 is
+# bound by memory, IRNet's losses by look-ups, and a random walk counts no FLOPs (benchmarks/gpu.py on an H100)
+_GPU_SHARE = {"densenet121": 0.47, "irnet": 0.2, "resnet18": 1.3}
+_CAMS_SHARE, _PROPAGATION_SHARE = 0.49, 0.5
+_IRNET_LOSSES = 0.17  # of the trunk's forward pass, on a CPU (benchmarks/affinity_loss.py)
 _TRAINING = 3  # forward and backward, in forward passes
 _RLE_BYTES = 90  # one pseudo mask in Parquet
 _MASK_SECONDS = 0.006  # ten pseudo masks of one image
 _DRAW_SECONDS = 0.03  # one phantom
-_EVALUATED_SECONDS = 0.2  # prediction and counts of one test image
+_EVALUATED_SECONDS = 0.09  # counts of one test image (benchmarks/evaluation.py)
 _COMPARED_SECONDS = 0.3  # another reader's counts of one test image
 _UNKNOWN = 100  # images of a split of unknown size
 
@@ -29,12 +34,14 @@ class Cost:
         cpu_seconds: seconds of one CPU for everything else.
         written: bytes written to the store.
         images: images passed through a network or trained on, with repetitions.
+        gpu_flops: FLOPs of a segmentation network's training that take a GPU as long.
     """
 
     flops: float = 0.0
     cpu_seconds: float = 0.0
     written: float = 0.0
     images: float = 0.0
+    gpu_flops: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
@@ -42,6 +49,7 @@ class Cost:
             self.cpu_seconds + other.cpu_seconds,
             self.written + other.written,
             self.images + other.images,
+            self.gpu_flops + other.gpu_flops,
         )
 
 
@@ -90,7 +98,8 @@ def _training(step: Step, network: str, passes: float, validated: float = 0.0) -
     """Return the cost of a training: `passes` forward passes per image, and one for each of `validated` images."""
     seen = float(step.config["batch_size"] * step.config["num_updates"])
     flops = network_flops(network, step.config["size"]) * (passes * seen + validated)
-    return Cost(flops, written=4e6 * _weights(network), images=seen)
+    gpu_flops = flops / _GPU_SHARE.get(network, 1.0)
+    return Cost(flops, written=4e6 * _weights(network), images=seen, gpu_flops=gpu_flops)
 
 
 def _classifier(step: Step, sizes: Sizes) -> Cost:
@@ -104,7 +113,7 @@ def _moco(step: Step, sizes: Sizes) -> Cost:
 
 
 def _irnet(step: Step, sizes: Sizes) -> Cost:
-    return _training(step, "irnet", 1)  # the trunk is frozen: its backward pass costs nothing
+    return _training(step, "irnet", 1 + _IRNET_LOSSES)  # the trunk is frozen: its backward pass costs nothing
 
 
 def _segmentation(step: Step, sizes: Sizes) -> Cost:
@@ -116,13 +125,14 @@ def _cams(step: Step, sizes: Sizes) -> Cost:
     images, classifier = _images_of(step, sizes), step.inputs["classifier"].config
     grid = classifier["size"] // (16 if step.config["fine_grid"] else 32)
     flops = network_flops(classifier["architecture"], classifier["size"]) * images
-    return Cost(flops, written=_map_bytes(step, grid) * images, images=images)
+    return Cost(flops, written=_map_bytes(step, grid) * images, images=images, gpu_flops=flops / _CAMS_SHARE)
 
 
 def _propagation(step: Step, sizes: Sizes) -> Cost:
     images, size = _images_of(step, sizes), step.inputs["irnet"].config["size"]
     flops = network_flops("irnet", size) * (2 if step.config["flip_average"] else 1) * images
-    return Cost(flops, written=_map_bytes(step, size // 4) * images, images=images)
+    gpu_flops = flops / _PROPAGATION_SHARE
+    return Cost(flops, written=_map_bytes(step, size // 4) * images, images=images, gpu_flops=gpu_flops)
 
 
 def _map_bytes(step: Step, grid: int) -> int:
@@ -143,7 +153,7 @@ def _benchmark(step: Step, sizes: Sizes) -> Cost:
 def _evaluation(step: Step, sizes: Sizes) -> Cost:
     counted = _counted(step, sizes, _EVALUATED_SECONDS)
     flops = network_flops(_network(step.inputs["segmentation"]), step.config["size"]) * counted.images
-    return counted + Cost(flops)
+    return counted + Cost(flops, gpu_flops=flops)
 
 
 def _counted(step: Step, sizes: Sizes, seconds: float) -> Cost:

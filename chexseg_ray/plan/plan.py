@@ -53,7 +53,7 @@ def plan(study: Study, store: Store, config: StudyConfig, sizes: Sizes) -> list[
         cost = step_cost(step, sizes, rates.decode_seconds)
         gpu_hours, cpu_hours = 0.0, cost.cpu_seconds / 3600
         if asks_for_gpu(step, config, weak_n):
-            gpu_hours = cost.flops / rates.gpu_flops_per_second / 3600
+            gpu_hours = cost.gpu_flops / rates.gpu_flops_per_second / 3600
         else:
             cpu_hours += cost.flops / rates.cpu_flops_per_second / 3600
         planned.append(
