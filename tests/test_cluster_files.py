@@ -147,6 +147,7 @@ def test_the_cluster_is_as_closed_as_it_says() -> None:
             "Ray would make a key pair of its own"
         )
     assert re.search(r"@sha256:[0-9a-f]{64}$", raw["docker"]["image"])
+    assert "-e NVIDIA_VISIBLE_DEVICES=all" in raw["docker"]["run_options"], "the image is not one of NVIDIA's"
     head, worker = (" ".join(raw[f"{role}_start_ray_commands"]) for role in ("head", "worker"))
     assert "--dashboard-host=127.0.0.1" in head
     assert "0.0.0.0" not in head + worker

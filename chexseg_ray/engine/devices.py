@@ -1,9 +1,8 @@
 """The device that a process computes on, which is what it asked Ray for, and what travels to it."""
 
+import os
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,8 +67,6 @@ def device_facts(device: torch.device) -> dict[str, Any]:
 
 def use_deterministic_algorithms() -> None:
     """Let PyTorch choose kernels that give the same bytes in every run; on a GPU the others are faster."""
-    import os
-
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts
     torch.use_deterministic_algorithms(True)
 
@@ -84,21 +81,3 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
-
-
-@contextmanager
-def enough_memory(remedy: str) -> Iterator[None]:
-    """Turn the block's CUDA out-of-memory error, which no retry helps, into one line.
-
-    Args:
-        remedy: the config fields to change.
-
-    Raises:
-        InputError: the GPU's memory is too small.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        said = str(error).split(". ")
-        facts = [part for part in said if part.startswith(("Tried to allocate", "GPU ")) or " allowed" in part]
-        raise InputError(f"the GPU's memory is too small ({'; '.join(facts)[:300]}): {remedy}") from None

@@ -14,6 +14,7 @@ from typing import Any
 
 from chexseg_ray.config.resources import ActorCompute
 from chexseg_ray.engine import prometheus
+from chexseg_ray.engine.memory import enough_memory
 from chexseg_ray.errors import InputError, TransientError, fault_of, raise_fault
 from chexseg_ray.progress import track
 from chexseg_ray.store.step import FileEntry
@@ -76,6 +77,7 @@ def run_actors(
     arguments: Sequence[Any],
     resources: ActorCompute,
     reading_cpus: float,
+    deterministic: bool = False,
 ) -> list[Row]:
     """Run `read` on each payload as a task, and its files through a pool of actors that each hold a model.
 
@@ -88,6 +90,7 @@ def run_actors(
         arguments: the actor's arguments.
         resources: what one actor asks for, and how many there may be.
         reading_cpus: CPUs of one reading task where actors have GPUs; elsewhere the actor itself reads.
+        deterministic: whether actors use only kernels that give the same bytes in every run.
 
     Returns:
         The results in the payloads' order.
@@ -106,7 +109,7 @@ def run_actors(
         .map(partial(_run_read, read), num_cpus=read_cpus)
         .map(
             _GuardedActor,
-            fn_constructor_args=(actor, tuple(arguments)),
+            fn_constructor_args=(stage, actor, tuple(arguments), deterministic),
             compute=ray.data.ActorPoolStrategy(
                 min_size=max(1, resources.min_actors), max_size=max(1, resources.max_actors)
             ),
@@ -166,8 +169,15 @@ def _run_read(read: Read, row: Row) -> Row:
 class _GuardedActor:
     """Makes its worker at the first item, so that a fault of the model's file is data too."""
 
-    def __init__(self, actor: Callable[..., ActorWork], arguments: Sequence[Any]) -> None:
+    def __init__(
+        self, stage: str, actor: Callable[..., ActorWork], arguments: Sequence[Any], deterministic: bool
+    ) -> None:
         self._make: Callable[[], ActorWork] = partial(actor, *arguments)
+        self._remedy = f"{stage}: ask for a larger part of a GPU (num_gpus), or lower its batch_size"
+        if deterministic:
+            from chexseg_ray.engine.devices import use_deterministic_algorithms
+
+            use_deterministic_algorithms()
         self._worker: ActorWork | None = None
 
     def __call__(self, row: Row) -> Row:
@@ -178,13 +188,14 @@ class _GuardedActor:
 
     def _work(self, row: Row) -> Row:
         """Cut the item's bytes into its files again, and work on them."""
-        if self._worker is None:
-            self._worker = self._make()
         files, start = [], 0
         for size in json.loads(row["sizes"]):
             files.append(row["data"][start : start + size])
             start += size
-        return self._worker(json.loads(row["payload"]), files)
+        with enough_memory(self._remedy):
+            if self._worker is None:
+                self._worker = self._make()
+            return self._worker(json.loads(row["payload"]), files)
 
 
 def _collect(stage: str, label: str, dataset: Any, num_groups: int) -> list[Row]:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from chexseg_ray.config.resources import WorkerCompute
-from chexseg_ray.engine.devices import enough_memory
 from chexseg_ray.engine.execution import Execution, Made
+from chexseg_ray.engine.memory import enough_memory
 from chexseg_ray.engine.replicas import Replica
 from chexseg_ray.engine.train import Report, TrainingJob
 from chexseg_ray.errors import InputError, TransientError, fault_of, raise_fault

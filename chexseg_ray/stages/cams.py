@@ -69,9 +69,8 @@ def make(task: Task) -> Made:
     parts = [(split, part) for split, record in images.items() for part in record.paths("images/")]
     arguments = (task.attempt, task.inputs["classifier"], settings, compute.cams)
     read = ReadPart(task.attempt, images)
-    results = run_actors(
-        "cams", ": groups mapped", parts, read, CamActor, arguments, compute.cams, compute.images.num_cpus
-    )
+    reading, what = compute.images.num_cpus, ": groups mapped"
+    results = run_actors("cams", what, parts, read, CamActor, arguments, compute.cams, reading, compute.deterministic)
     return Made(files_of(results), rows=rows_of(results), run={"device": results[0]["device"]})
 
 

@@ -85,7 +85,8 @@ def make(task: Task) -> Made:
         task.execution.start_ray()
         cpus = compute.images.num_cpus
         what = ": groups of images predicted"
-        results = run_actors("prediction", what, parts, read, PredictActor, arguments, resources, cpus)
+        same = compute.deterministic
+        results = run_actors("prediction", what, parts, read, PredictActor, arguments, resources, cpus, same)
     else:
         actor = PredictActor(*arguments)
         results = [actor(part, read(part)) for part in parts]

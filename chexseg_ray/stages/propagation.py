@@ -82,7 +82,8 @@ def make(task: Task) -> Made:
     read = ReadParts(task.attempt, images, task.inputs["cams"])
     cpus = compute.images.num_cpus
     what = ": groups propagated"
-    results = run_actors("propagation", what, parts, read, PropagationActor, arguments, compute.propagation, cpus)
+    resources, same = compute.propagation, compute.deterministic
+    results = run_actors("propagation", what, parts, read, PropagationActor, arguments, resources, cpus, same)
     return Made(files_of(results), rows=rows_of(results), run={"device": results[0]["device"]})
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from chexseg_ray.engine import prometheus
 from chexseg_ray.engine.execution import Execution, Made, Task
+from chexseg_ray.engine.memory import enough_memory
 from chexseg_ray.errors import TransientError
 from chexseg_ray.progress import say
 from chexseg_ray.store.step import Record, Step
@@ -44,7 +45,7 @@ def build(step: Step, store: Store, execution: Execution, only: frozenset[str] |
     attempt = store.new_attempt(step)
     start = time.monotonic()
     stage = importlib.import_module(module_of(step.name))  # importing torch and Ray takes seconds: only when needed
-    made: Made = stage.make(Task(step, inputs, attempt, execution))
+    made = _make(stage, Task(step, inputs, attempt, execution))
     record = Record(
         name=step.name,
         version=step.version,
@@ -62,6 +63,17 @@ def build(step: Step, store: Store, execution: Execution, only: frozenset[str] |
     prometheus.record("stage_seconds", record.run["seconds"], stage=step.name)
     say(f"built {record.address} in {record.run['seconds']:.1f} s")
     return record
+
+
+def _make(stage: Any, task: Task) -> Made:
+    """Run a stage in this process."""
+    if task.execution.compute.deterministic:
+        from chexseg_ray.engine.devices import use_deterministic_algorithms
+
+        use_deterministic_algorithms()
+    with enough_memory(f"{task.step.name}: ask for a larger part of a GPU (compute, num_gpus)"):
+        made: Made = stage.make(task)
+    return made
 
 
 def _circumstances() -> dict[str, Any]:
