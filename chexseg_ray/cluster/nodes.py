@@ -6,7 +6,7 @@ import yaml
 
 from chexseg_ray.config.resources import PredictionCompute, WorkerCompute
 from chexseg_ray.config.schema import StudyConfig
-from chexseg_ray.errors import InputError, TransientError
+from chexseg_ray.errors import InputError, TransientError, shortened
 from chexseg_ray.plan.demand import Node, still_to_come
 from chexseg_ray.store.filesystem import open_filesystem
 
@@ -75,7 +75,8 @@ def _kinds_in(path: Path) -> tuple[list[tuple[Node, int]], int]:
             raise ValueError(f"a number is not in 0 to {_MOST:.0g}")
         return [(resources, int(limit)) for resources, limit in kinds], int(most)
     except (OSError, yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {one_line_of(error)}"
+        what = getattr(error, "problem", None) or error  # of PyYAML, without the lines that it quotes
+        reason = f"{type(error).__name__}: {shortened(' '.join(str(what).split()), 200)}"
     except RecursionError:
         reason = "it is nested too deeply"
     raise InputError(f"{path}: is not the file of a cluster of `ray up` ({reason}): repair it, or set {_REMEDY}")

@@ -13,6 +13,8 @@ from chexseg_ray.store.store import Store
 from chexseg_ray.study.choice import choose
 from chexseg_ray.study.sources import load_study
 
+_MOST_SAID = 1500  # characters about a model; a card may hold a text of any length
+
 
 def load_model(name: str, overrides: Sequence[str] = ()) -> ExportedModel:
     """Load the model that a command line names.
@@ -98,4 +100,5 @@ def describe(card: Mapping[str, Any]) -> list[str]:
         data = ", ".join(f"{name} {sha256[:12]}" for name, sha256 in sorted(data.items()))
     licence = f"; licence: {facts['licence']}" if facts.get("licence") else ""
     encoder = f"encoder from {facts['encoder_initialisation']}"
-    return [f"model: {card['record']}, trained on {masks}, {encoder}; data: {data}{licence}", NOTICE]
+    said = f"model: {card['record']}, trained on {masks}, {encoder}; data: {data}{licence}"
+    return [said if len(said) <= _MOST_SAID else shortened(said, _MOST_SAID), NOTICE]

@@ -63,8 +63,9 @@ def storage(done: str, where: str) -> Iterator[None]:
         if is_absent or (not isinstance(error, OSError) and type(error) is not pa.ArrowException):
             raise
         reason = " ".join(without_credentials(str(error)).split())[:300]
+        shown = where if where.isprintable() else shortened(where, 300)  # names in a store may be anything
         raise TransientError(
-            f"{where}: cannot be {done} ({reason}): check the store, its space and its credentials, then run again"
+            f"{shown}: cannot be {done} ({reason}): check the store, its space and its credentials, then run again"
         ) from error
 
 

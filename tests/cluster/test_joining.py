@@ -182,6 +182,7 @@ def test_what_is_lost_of_ray_may_be_tried_again_and_a_bug_stays_a_bug() -> None:
         "a: [",
         "[" * 3000,
         "a: \0",
+        "a: [e:KEY@host: b: c",
         "a: \xff",
         "- a",
         "available_node_types: {}\nhead_node_type: a",
@@ -201,6 +202,7 @@ def test_a_damaged_file_of_ray_up_is_one_line(text: str, tmp_path: Path, monkeyp
     ) as e:
         nodes.growth(load_config(PAPER))
     assert "\n" not in str(e.value)
+    assert "KEY" not in str(e.value)
     assert len(str(e.value)) < 600
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from chexseg_ray.errors import Stopped, TransientError
+from chexseg_ray.store.filesystem import storage
 from chexseg_ray.store.store import Store
 
 
@@ -65,3 +66,9 @@ def test_a_file_in_the_way_of_a_folder_is_a_fault_of_the_storage(store: Store, t
         store.put("a/b/c", b"data")
     assert (tmp_path / "a").read_text() == "in the way"
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_name_with_a_line_break_is_named_in_one_line() -> None:
+    with pytest.raises(TransientError) as caught, storage("read", "/store/a\nb"):
+        raise OSError("no\nspace")
+    assert str(caught.value).startswith("/store/a\\nb: cannot be read (no space): ")
