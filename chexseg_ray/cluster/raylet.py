@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from chexseg_ray.cluster.machine import has_ended
+from chexseg_ray.guardian import LOST, is_guarded
 
-LOST = "error: Ray's node process (raylet) has died: see raylet.out in its logs, check the memory, then run again"
 _SECONDS = 0.3  # between two looks, less than Ray takes to end the driver
 _AGENTS = (b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")  # how they call themselves
 
@@ -93,5 +93,7 @@ class RayletWatch:
 
 def _end_driver() -> None:
     sys.stdout.flush()
-    os.write(2, f"{LOST}\n".encode())
+    if is_guarded():
+        os._exit(1)  # as Ray does: the guardian says what happened, and what is kept
+    os.write(2, f"error: {LOST}\n".encode())
     os._exit(75)

@@ -1,7 +1,7 @@
 """IRNet's losses over pairs, with the directions of equal path length taken together: the form for GPUs.
 
 Directions one after another are 21,000 small kernels an update (radius 10), which a GPU finishes faster than its host
-starts them. Here they are about 700. Cells are looked up by their position in a map with a margin, whose labels are
+starts them. Here they are 1,200. Cells are looked up by their position in a map with a margin, whose labels are
 empty, so that every cell is the first end of a pair of every direction. Gradients are gathered too: each cell collects
 from the pairs on whose path it has the maximum, in a fixed order, where scattering would add in any order.
 """

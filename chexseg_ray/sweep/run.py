@@ -87,6 +87,22 @@ def run_study(config: StudyConfig, plan_only: bool = False, asked: str = "") -> 
     return 3 if failed else 0
 
 
+def kept_and_next(config: StudyConfig) -> list[str]:
+    """Say below an error what of a study is kept, and the command that goes on.
+
+    Args:
+        config: the study's config.
+
+    Returns:
+        Two lines; none where nothing is built, or data or store cannot be read now.
+    """
+    try:
+        study, _ = load_study(config)
+        return _kept_and_next(study, Store.open(config.store.root))
+    except (InputError, TransientError):
+        return []
+
+
 def _kept_and_next(study: Study, store: Store) -> list[str]:
     """Two lines below an error: what of a study is kept, and the command that goes on; none where nothing is built."""
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from clusters import kill_marked, marked
 
-from chexseg_ray.cluster.raylet import LOST
+from chexseg_ray.guardian import LOST
 
 pytestmark = pytest.mark.ray
 
@@ -85,7 +85,7 @@ def test_a_local_ray_gives_the_signals_back_closes_its_token_and_is_watched(fold
     os.kill(int(str(facts["raylet"])), signal.SIGKILL)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert stderr == f"{LOST}\n"
+    assert stderr == f"error: {LOST}\n"
 
 
 @pytest.mark.slow

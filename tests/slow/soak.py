@@ -100,10 +100,11 @@ class Soak:
         """Number of trials that are built."""
         return len(list(self.store.glob("evaluation/*/record.json")))
 
-    def _sample(self, alive: Sequence[Process], done: int, driver: int) -> None:
+    def _sample(self, alive: Sequence[Process], done: int, guardian: int) -> None:
         for process in alive:
             role = "trials' process" if process.command.startswith(_TRIALS) else _ROLES.get(process.name)
-            role = "driver" if process.pid == driver else role
+            if "sweep.py" in process.command and process.pid != guardian:
+                role = "driver"
             if role:
                 pid = process.pid
                 held = Held(resident(pid), shared(pid), descriptors(pid), threads(pid))

@@ -39,7 +39,7 @@ def peaks(store: Path, env: dict[str, str], times: int) -> dict[str, int]:
     try:
         while process.poll() is None:
             for pid in marked(f"RAY_TMPDIR={folder}"):
-                kind = "driver" if pid == process.pid else worker_kind(pid)
+                kind = worker_kind(pid)
                 found[kind] = max(found.get(kind, 0), peak_kilobytes(pid))
             time.sleep(0.05)
         assert process.returncode == 0, process.communicate()
@@ -51,11 +51,13 @@ def peaks(store: Path, env: dict[str, str], times: int) -> dict[str, int]:
 
 
 def worker_kind(pid: int) -> str:
-    """What a worker of Ray does now, without arguments; Ray's own processes are all `Ray`."""
+    """What a worker of Ray does now, without arguments, or `driver`; Ray's own processes are all `Ray`."""
     try:
         line = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     except OSError:
         return "Ray"
+    if "sweep.py" in line:
+        return "driver"
     return re.split(r"[\0 (]", line)[0] if line.startswith("ray::") else "Ray"
 
 
