@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,3 +123,10 @@ def test_nothing_imports_pickle() -> None:
     for path in FILES:
         modules = {module.split(".")[0] for module in rooms.imported_modules(path)}
         assert not modules & {"pickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal"}, path
+
+
+def test_every_room_travels_with_the_installed_package() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = set(project["tool"]["setuptools"]["packages"]) - {"chexseg_ray.configs"}
+    folders = {path.parent.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("__init__.py")}
+    assert listed == {".".join(folder.parts) for folder in folders}
