@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from chexseg_ray.cluster.guardian import LOST, is_guarded
 from chexseg_ray.cluster.machine import has_ended
-from chexseg_ray.guardian import LOST, is_guarded
 
 _SECONDS = 0.3  # between two looks, less than Ray takes to end the driver
 _AGENTS = (b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")  # how they call themselves

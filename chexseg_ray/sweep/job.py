@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from functools import partial
 
+from chexseg_ray.cluster.guardian import EndedError, in_child
 from chexseg_ray.command import Asked, run_study_job, study_parser
 from chexseg_ray.config.schema import StudyConfig
 from chexseg_ray.errors import InputError
-from chexseg_ray.guardian import EndedError, in_child
 
 DESCRIPTION = """\
 Run a study: build what is missing of it, and write its report.

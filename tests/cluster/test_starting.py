@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from clusters import kill_marked, marked
 
-from chexseg_ray.guardian import LOST
+from chexseg_ray.cluster.guardian import LOST
 
 pytestmark = pytest.mark.ray
 

@@ -13,7 +13,7 @@ PROGRAM = """
 import os, signal, sys, time
 from chexseg_ray.command import Parser, guarded
 from chexseg_ray.errors import InputError, TransientError
-from chexseg_ray.guardian import EndedError, in_child, is_guarded
+from chexseg_ray.cluster.guardian import EndedError, in_child, is_guarded
 
 def job():
     print("job", os.getpid(), is_guarded(), flush=True)
