@@ -37,7 +37,7 @@ def test_a_default_of_a_steps_settings_is_the_configs(name: str) -> None:
     defaults = config_defaults()
     for field in dataclasses.fields(importlib.import_module(module_of(name)).Settings):
         if field.name in defaults and field.default is not dataclasses.MISSING:
-            assert defaults[field.name] == [field.default], field.name
+            assert all(default == field.default for default in defaults[field.name]), field.name
 
 
 def test_the_settings_take_the_configs_of_all_steps() -> None:
