@@ -85,6 +85,7 @@ def test_what_the_cluster_cannot_give_is_said_before_anything_waits_for_it(clust
     assert error.startswith(f"error: {asked}; {there}: lower compute.cams")
 
 
+@pytest.mark.slow
 def test_nodes_that_are_lost_and_join_in_the_middle_of_a_sweep_change_nothing(
     cluster: Nodes, upstream: Path, tiny_store: Path
 ) -> None:
@@ -175,6 +176,7 @@ for name, update in test_replicas.UPDATES.items():
     assert len({(tmp_path / f"node-{rank}").read_text() for rank in (0, 1)}) == 2, "one on each node"
 
 
+@pytest.mark.slow
 def test_the_training_pool_is_on_a_node_once_for_all_its_trials(cluster: Nodes, tmp_path: Path) -> None:
     """Six readers on each of two nodes see the same 20 MB without copying them."""
     script = """

@@ -60,7 +60,7 @@ def weights_of(store: Path, step: Step) -> tuple[str, list[dict[str, float]]]:
         pytest.param("classifier", "resnet18", marks=pytest.mark.slow),
         pytest.param("moco", None, marks=pytest.mark.slow),
         pytest.param("irnet", None, marks=pytest.mark.slow),
-        ("segmentation", None),
+        pytest.param("segmentation", None, marks=pytest.mark.slow),  # tests/stages/test_chaos.py kills one too
     ],
 )
 def test_a_killed_training_ends_byte_equal_to_an_undisturbed_one(
