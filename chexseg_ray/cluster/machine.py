@@ -55,10 +55,15 @@ def _quotas(root: Path, groups: list[str]) -> Iterator[float]:
 def has_ended(pid: int) -> bool:
     """Return whether a process of this machine is gone, or a zombie that its parent has not collected, by its `pid`."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):  # or no process id at all
         return True
-    return state == "Z"
+    except OSError:  # another user's; the system may hide it in /proc
+        return False
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (OSError, IndexError):
+        return False
 
 
 def gpus_here() -> int:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,19 @@ def test_a_machine_without_shared_memory_is_told_so(tmp_path: Path) -> None:
     machine.refuse_no_shared_memory(tmp_path)
     with pytest.raises(InputError, match=r"shm: is not there .*--shm-size=2g"):
         machine.refuse_no_shared_memory(tmp_path / "shm")
+
+
+def test_only_a_process_that_is_gone_or_a_zombie_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not machine.has_ended(os.getpid())
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+    assert machine.has_ended(child.pid)
+    child.wait()
+    assert machine.has_ended(child.pid)
+    assert machine.has_ended(10**30)
+
+    def of_another_user(pid: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", of_another_user)
+    assert not machine.has_ended(2**22 + 1), "the system may hide it in /proc (hidepid), and its claim holds"
