@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from chexseg_ray.data.images import content_box
-from chexseg_ray.engine.device_updates import Pass, device_updates
+from chexseg_ray.engine.device_updates import device_updates
 from chexseg_ray.engine.devices import to_device
 from chexseg_ray.engine.replicas import Replica
 from chexseg_ray.engine.shards import Batch, Sample
@@ -25,7 +25,8 @@ from chexseg_ray.pseudo.random_walk import WalkSettings
 from chexseg_ray.segmentation.network import build_network
 from chexseg_ray.segmentation.training import segmentation_update, unpacked
 from chexseg_ray.stages.irnet import Sampling, training_sample
-from chexseg_ray.updates.precision import in_precision, placed
+from chexseg_ray.updates.precision import placed
+from chexseg_ray.updates.step import Pass
 
 M = TypeVar("M", bound=nn.Module)
 PATHOLOGIES = 10
@@ -89,6 +90,7 @@ class Setup:
             device=self.device,
             replica=ALONE,
             num_replicas=self.num_replicas,
+            precision=self.precision,
             seed=0,
             graph=self.graph,
         )
@@ -159,8 +161,7 @@ def _classifier(architecture: str, setup: Setup) -> tuple[nn.Module, Update]:
     pixels, targets = torch.tensor(batch.pixels), torch.tensor(batch.targets)
 
     def on_device(pass_: Pass, pixels: torch.Tensor, targets: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-        forward = in_precision(partial(pass_, model), setup.precision)
-        return classifier_update(model, optimiser, pixels, targets, count, "imagenet", forward)
+        return classifier_update(model, optimiser, pixels, targets, count, "imagenet", partial(pass_, model))
 
     do = setup.updates(on_device, optimiser, model)
     return model, lambda number: do(number, pixels, targets, (targets != IGNORED).sum())
@@ -180,8 +181,8 @@ def _segmentation(setup: Setup) -> tuple[nn.Module, Update]:
     packed = torch.from_numpy(np.packbits(masks, axis=-1))
 
     def on_device(pass_: Pass, pixels: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-        masks, forward = unpacked(packed, setup.size), in_precision(partial(pass_, model), setup.precision)
-        return segmentation_update(model, optimiser, pixels, masks, "chexpert", 1.0, forward)
+        masks = unpacked(packed, setup.size)
+        return segmentation_update(model, optimiser, pixels, masks, "chexpert", 1.0, partial(pass_, model))
 
     do = setup.updates(on_device, optimiser, model)
     return model, lambda number: do(number, pixels, packed)
@@ -227,10 +228,7 @@ def _moco(setup: Setup) -> tuple[nn.Module, Update]:
     boxes = [content_box(*ORIGINAL, setup.size)] * setup.batch_size
 
     def on_device(pass_: Pass, *batch: torch.Tensor) -> torch.Tensor:
-        def encode(network: nn.Module, inputs: torch.Tensor, role: int) -> torch.Tensor:
-            return in_precision(lambda images: pass_(network, images, role), setup.precision)(inputs)
-
-        return moco_update(model, optimiser, MocoBatch(*batch), settings, encode, ALONE)
+        return moco_update(model, optimiser, MocoBatch(*batch), settings, pass_, ALONE)
 
     do = setup.updates(on_device, optimiser, model)
     return model.query, lambda number: do(number, *draw_batch(pixels, boxes, settings, number, ALONE))

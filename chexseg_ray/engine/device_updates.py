@@ -13,8 +13,8 @@ from torch import nn
 
 from chexseg_ray.engine.devices import to_device
 from chexseg_ray.engine.replicas import Replica
+from chexseg_ray.updates.precision import in_precision
 
-Pass = Callable[..., torch.Tensor]  # runs a network: takes (network, inputs), and numbers that tell two passes apart
 _WARM_UP = 3  # updates before the capture, in which cuDNN and cuBLAS get their memory
 
 
@@ -26,6 +26,7 @@ def device_updates(
     device: torch.device,
     replica: Replica,
     num_replicas: int,
+    precision: str,
     seed: int,
     graph: bool,
 ) -> Callable[..., torch.Tensor]:
@@ -38,6 +39,7 @@ def device_updates(
         device: where they are.
         replica: this process.
         num_replicas: the number of parts in which BatchNorm sees a batch.
+        precision: of the networks' passes, float32 | bf16.
         seed: of dropout.
         graph: whether an update is one CUDA graph. That needs a GPU, one process and one replica, because dropout is
             seeded before a graph and not inside; other updates are done one operator after another.
@@ -46,7 +48,7 @@ def device_updates(
         A function of (the update's number, the batch's tensors on the CPU); returns the losses on the device.
     """
     if graph and device.type == "cuda" and num_replicas == replica.count == 1:
-        captured = CapturedUpdate(partial(update, _plain_pass), optimiser, modules)
+        captured = CapturedUpdate(partial(update, in_precision(_plain_pass, precision)), optimiser, modules)
 
         def replay(number: int, *batch: torch.Tensor) -> torch.Tensor:
             replica.seed((seed, number))
@@ -58,7 +60,7 @@ def device_updates(
         def pass_(network: nn.Module, inputs: torch.Tensor, *role: int) -> torch.Tensor:
             return replica.forward(network, inputs, num_replicas, (seed, number, *role))
 
-        return update(pass_, *(to_device(tensor, device) for tensor in batch))
+        return update(in_precision(pass_, precision), *(to_device(tensor, device) for tensor in batch))
 
     return do
 

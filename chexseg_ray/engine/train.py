@@ -151,6 +151,7 @@ class TrainingRun:
         optimiser: torch.optim.Optimizer,
         modules: Sequence[nn.Module],
         num_replicas: int,
+        precision: str,
     ) -> Callable[..., torch.Tensor]:
         """Make the function that moves a batch to the device and does an update there, as device_updates does.
 
@@ -159,6 +160,7 @@ class TrainingRun:
             optimiser: changed by the update.
             modules: the networks that the update changes.
             num_replicas: the number of parts in which BatchNorm sees a batch.
+            precision: of the networks' passes, float32 | bf16.
         """
         return device_updates(
             update,
@@ -167,6 +169,7 @@ class TrainingRun:
             device=self.device,
             replica=self.replica,
             num_replicas=num_replicas,
+            precision=precision,
             seed=self._seed,
             graph=self.job.cuda_graphs,
         )

@@ -5,7 +5,7 @@ images in a queue; the key encoder follows it as a moving average. Views are fli
 random crop; brightness and colour do not change.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -19,7 +19,7 @@ from chexseg_ray.data import streams
 from chexseg_ray.data.images import ContentBox
 from chexseg_ray.data.normalisation import network_input
 from chexseg_ray.pretraining.encoders import build_encoder, encoder_channels
-from chexseg_ray.updates.step import step_if_finite
+from chexseg_ray.updates.step import Pass, step_if_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,10 +240,6 @@ class MocoBatch(NamedTuple):
     oldest: torch.Tensor
 
 
-# A network's pass over some rows; the last argument is 0 for queries and 1 for keys, a part of the dropout's seed
-Pass = Callable[[nn.Module, torch.Tensor, int], torch.Tensor]
-
-
 def draw_batch(
     pixels: torch.Tensor, boxes: Sequence[ContentBox], settings: MocoSettings, update: int, sharing: Sharing
 ) -> MocoBatch:
@@ -295,7 +291,7 @@ def moco_update(
         optimiser: the optimiser of the query encoder.
         batch: the batch, on the model's device.
         settings: the settings of the training.
-        pass_: runs a network.
+        pass_: runs an encoder; its last argument is 0 for queries and 1 for keys, a part of the seed of dropout.
         sharing: how tensors travel.
 
     Returns:

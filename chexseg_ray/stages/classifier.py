@@ -23,7 +23,6 @@ import torch
 from torch import nn
 
 from chexseg_ray.data.normalisation import network_input
-from chexseg_ray.engine.device_updates import Pass
 from chexseg_ray.engine.execution import Made, Task
 from chexseg_ray.engine.launch import run_training
 from chexseg_ray.engine.replicas import Replica
@@ -44,7 +43,8 @@ from chexseg_ray.pseudo.classifier import (
 from chexseg_ray.stages.encoder import initialise
 from chexseg_ray.store.step import Record
 from chexseg_ray.store.store import Store
-from chexseg_ray.updates.precision import in_precision, placed
+from chexseg_ray.updates.precision import placed
+from chexseg_ray.updates.step import Pass
 
 Targets = dict[str, npt.NDArray[np.int8]]  # training targets [K] by cxr_id
 _VALIDATION_BATCH = 64  # images of a forward pass in validation, at most
@@ -129,10 +129,10 @@ def train(job: TrainingJob[Settings], report: Report) -> None:
 
     def on_device(pass_: Pass, pixels: torch.Tensor, targets: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
         """Do one update with this process's share of a batch on the device; return its loss."""
-        forward = in_precision(partial(pass_, model), settings.precision)
+        forward = partial(pass_, model)
         return classifier_update(model, optimiser, pixels, targets, count, settings.normalisation, forward, run.sum_)
 
-    do = run.updates(on_device, optimiser, [model], settings.num_replicas)
+    do = run.updates(on_device, optimiser, [model], settings.num_replicas, settings.precision)
 
     def update(number: int) -> tuple[torch.Tensor, list[str]]:
         """Do one update; return its loss and the cxr_ids of the batch."""

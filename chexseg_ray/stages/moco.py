@@ -16,10 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from chexseg_ray.data.images import content_box
-from chexseg_ray.engine.device_updates import Pass
 from chexseg_ray.engine.execution import Made, Task
 from chexseg_ray.engine.launch import run_training
 from chexseg_ray.engine.shards import ImageShards
@@ -28,7 +26,8 @@ from chexseg_ray.engine.train import Report, TrainingJob, TrainingRun, Values, j
 from chexseg_ray.errors import InputError
 from chexseg_ray.pretraining.moco import MocoBatch, MocoSettings, build_moco, draw_batch, moco_update
 from chexseg_ray.stages.encoder import initialise
-from chexseg_ray.updates.precision import in_precision, placed
+from chexseg_ray.updates.precision import placed
+from chexseg_ray.updates.step import Pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,13 +103,9 @@ def train(job: TrainingJob[Settings], report: Report) -> None:
 
     def on_device(pass_: Pass, *batch: torch.Tensor) -> torch.Tensor:
         """Do one update with the tensors of a MocoBatch on the device; return its loss and accuracy."""
+        return moco_update(model, optimiser, MocoBatch(*batch), settings, pass_, run.replica)
 
-        def encode(network: nn.Module, inputs: torch.Tensor, role: int) -> torch.Tensor:
-            return in_precision(lambda images: pass_(network, images, role), settings.precision)(inputs)
-
-        return moco_update(model, optimiser, MocoBatch(*batch), settings, encode, run.replica)
-
-    do = run.updates(on_device, optimiser, [model], settings.num_replicas)
+    do = run.updates(on_device, optimiser, [model], settings.num_replicas, settings.precision)
 
     def update(number: int) -> tuple[torch.Tensor, list[str]]:
         """Do one update; return its loss and accuracy, and the cxr_ids of the batch."""

@@ -22,7 +22,6 @@ import torch
 from torch import nn
 
 from chexseg_ray.data.images import content_box
-from chexseg_ray.engine.device_updates import Pass
 from chexseg_ray.engine.execution import Made, Task
 from chexseg_ray.engine.launch import run_training
 from chexseg_ray.engine.pool import (
@@ -59,7 +58,8 @@ from chexseg_ray.segmentation.score_counts import score_counts
 from chexseg_ray.segmentation.training import predict, predicted_scores, segmentation_update, unpacked
 from chexseg_ray.stages.encoder import initialise
 from chexseg_ray.stages.networks import NETWORK_FACTS, NetworkSettings
-from chexseg_ray.updates.precision import in_precision, placed
+from chexseg_ray.updates.precision import placed
+from chexseg_ray.updates.step import Pass
 
 _SCORED_TOGETHER = 8  # images that pass the network together in validation; the last bits of a score depend on it
 
@@ -205,11 +205,11 @@ def train(job: SegmentationJob, report: Report) -> None:
 
     def on_device(pass_: Pass, pixels: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
         """Do one update with a batch on the device; its masks are bit-packed. Returns its loss."""
-        masks, forward = unpacked(packed, settings.size), in_precision(partial(pass_, model), settings.precision)
-        smoothing = settings.dice_smoothing
+        masks, smoothing = unpacked(packed, settings.size), settings.dice_smoothing
+        forward = partial(pass_, model)
         return segmentation_update(model, optimiser, pixels, masks, normalisation, smoothing, forward, run.sum_)
 
-    do = run.updates(on_device, optimiser, [model], settings.num_replicas)
+    do = run.updates(on_device, optimiser, [model], settings.num_replicas, settings.precision)
 
     def update(number: int) -> tuple[torch.Tensor, list[str]]:
         """Do one update; return its loss and the cxr_ids of this process's share of the batch."""

@@ -5,7 +5,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from chexseg_ray.updates.step import Forward
+from chexseg_ray.updates.step import Pass
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -28,21 +28,21 @@ def placed(model: M, device: torch.device, precision: str) -> M:
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def in_precision(forward: Forward, precision: str) -> Forward:
-    """Run a network's pass in a precision. Weights, gradients, BatchNorm's statistics and the loss stay in float32.
+def in_precision(pass_: Pass, precision: str) -> Pass:
+    """Run networks in a precision. Weights, gradients, BatchNorm's statistics and the loss stay in float32.
 
     Args:
-        forward: the pass.
+        pass_: runs a network.
         precision: float32 | bf16; with bf16, autocast chooses the operators that compute in bfloat16.
 
     Returns:
         The pass, whose outputs are float32.
     """
     if precision == "float32":
-        return forward
+        return pass_
 
-    def run(inputs: torch.Tensor) -> torch.Tensor:
+    def run(network: nn.Module, inputs: torch.Tensor, *role: int) -> torch.Tensor:
         with torch.autocast(inputs.device.type, torch.bfloat16):
-            return forward(inputs).float()
+            return pass_(network, inputs, *role).float()
 
     return run

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 Forward = Callable[[torch.Tensor], torch.Tensor]  # a network's pass over this process's share of a batch
+Pass = Callable[..., torch.Tensor]  # runs a network: takes (network, inputs), and numbers that tell two passes apart
 Sum = Callable[[Iterable[torch.Tensor]], None]  # adds each tensor up over the processes that share a batch, in place
 
 

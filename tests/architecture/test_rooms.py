@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "study": {"config", "errors", "store"},
     "plan": {*BASE, "study", "segmentation"},
     "cluster": {*BASE, "plan"},
-    "engine": {*BASE, "data", "segmentation", "study"},
+    "engine": {*BASE, "data", "segmentation", "study", "updates"},
     "stages": {*SCIENCE, "config", "engine", "errors", "progress", "store"},
     "sweep": {*BASE, "command", "cluster", "engine", "plan", "report", "stages", "study"},
     "predict": {*BASE, "command", "cluster", "data", "engine", "segmentation", "study"},

@@ -23,7 +23,7 @@ def fresh(precision: str) -> tuple[nn.Module, torch.optim.Optimizer]:
 def update(model: nn.Module, optimiser: torch.optim.Optimizer, precision: str, number: int) -> None:
     inputs = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(number))
     optimiser.zero_grad(set_to_none=True)
-    loss = in_precision(model, precision)(inputs).square().mean()
+    loss = in_precision(lambda network, x: network(x), precision)(model, inputs).square().mean()
     loss.backward()
     step_if_finite(optimiser, loss)
 
