@@ -1,6 +1,6 @@
 """Every network step of the study on this machine's GPU: is it right, how fast is it, and where does its time go?
 
-    python benchmarks/gpu.py [--tiny] [--out FOLDER] [--only PART ...]      8 minutes on an H100; --tiny 1 on 2 cores
+    python benchmarks/gpu.py [--tiny] [--out FOLDER] [--only PART ...]      4 minutes on an H100; --tiny 1 on 2 cores
 
 Measures, part by part: the machine; the errors of each step against the CPU, where trainings run in float64 (right);
 whether the same updates give the same bytes (again), also as CUDA graphs (graphs); updates per second of each training

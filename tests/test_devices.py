@@ -3,6 +3,7 @@
 The counts are of fake tensors, which have shapes and devices but no values, so no GPU is needed.
 """
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -78,13 +79,13 @@ def constants_on_the_cpu(*_: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 MISTAKES = {
-    "masks": ("segmentation", "stages.segmentation", "unpacked"),
-    "pixels": ("classifier resnet18", "pseudo.classifier", "network_input"),
-    "views": ("moco", "pretraining.moco", "view_inputs"),
-    "keys": ("moco", "pretraining.moco", "contrastive_loss"),
-    "counts": ("irnet", "pseudo.pairs", "convolved_counts"),
-    "bits": ("irnet", "pseudo.pairs", "_bits"),
-    "scores": ("prediction", "segmentation.training", "network_input"),
+    "masks": ("segmentation", "training_steps", "unpacked"),
+    "pixels": ("classifier resnet18", "chexseg_ray.pseudo.classifier", "network_input"),
+    "views": ("moco", "chexseg_ray.pretraining.moco", "view_inputs"),
+    "keys": ("moco", "chexseg_ray.pretraining.moco", "contrastive_loss"),
+    "counts": ("irnet", "chexseg_ray.pseudo.pairs", "convolved_counts"),
+    "bits": ("irnet", "chexseg_ray.pseudo.pairs", "_bits"),
+    "scores": ("prediction", "chexseg_ray.segmentation.training", "network_input"),
 }
 
 
@@ -93,13 +94,7 @@ def test_a_tensor_that_is_left_on_the_cpu_is_found(
     what: str, fake_devices: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, module, function = MISTAKES[what]
-    import importlib
-
-    import training_steps
-
-    owner: Any = importlib.import_module(f"chexseg_ray.{module}")
-    if what == "masks":
-        owner = training_steps
+    owner: Any = importlib.import_module(module)
     wrong = on_the_cpu(getattr(owner, function))
     if what == "keys":
         right = owner.contrastive_loss

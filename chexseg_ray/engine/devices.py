@@ -57,7 +57,6 @@ def device_facts(device: torch.device) -> dict[str, Any]:
     return {
         "device": str(device),
         "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cudnn": cudnn.version(),  # type: ignore[no-untyped-call]
         "tf32_convolutions": cudnn.allow_tf32,

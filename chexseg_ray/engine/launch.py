@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from chexseg_ray.config.resources import WorkerCompute
+from chexseg_ray.engine.devices import use_deterministic_algorithms
 from chexseg_ray.engine.execution import Execution, Made
 from chexseg_ray.engine.memory import enough_memory
 from chexseg_ray.engine.replicas import Replica
@@ -133,6 +134,8 @@ def _worker_loop(config: dict[str, Any]) -> None:
     import ray.train.torch
 
     job = config["job"]
+    if job.deterministic:
+        use_deterministic_algorithms()
     if job.num_gpus and torch.cuda.is_available():  # a worker sees all of its node's GPUs
         torch.cuda.set_device(ray.train.torch.get_device())
     if job.attempt.store.exists(_made_path(job)):

@@ -18,7 +18,7 @@ from torch import nn
 
 from chexseg_ray.config.resources import WorkerCompute
 from chexseg_ray.engine.device_updates import device_updates
-from chexseg_ray.engine.devices import device_facts, device_for, use_deterministic_algorithms
+from chexseg_ray.engine.devices import device_facts, device_for
 from chexseg_ray.engine.execution import Task
 from chexseg_ray.engine.losses import Losses
 from chexseg_ray.engine.replicas import Replica
@@ -61,7 +61,8 @@ class TrainingJob(Generic[S]):
         name: its label and the step's fingerprint, with a space between them.
         num_gpus: GPUs of each process; below 1, its share of one.
         cuda_graphs: whether its updates are CUDA graphs on a GPU.
-        deterministic: whether it uses only kernels that give the same bytes in every run.
+        deterministic: whether the processes of a group use only kernels that give the same bytes in every run, as
+            `build` lets the driver and trials do.
     """
 
     settings: S
@@ -118,8 +119,6 @@ class TrainingRun:
         self.job, self._report = job, report
         self._start = time.monotonic()
         torch.set_num_threads(job.threads)
-        if job.deterministic:
-            use_deterministic_algorithms()
         torch.manual_seed(seed)
         self._seed = seed
         self.device = device_for(job.num_gpus)

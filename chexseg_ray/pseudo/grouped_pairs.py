@@ -14,7 +14,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-from chexseg_ray.pseudo.pairs import EPSILON, PairLabels, directions, path
+from chexseg_ray.pseudo.pairs import EPSILON, PairLabels, directions, kinds_of, path
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,7 @@ def _pair_weights(
         (f1, f2), (b1, b2) = (
             (bits[number][at.cells], at.look_up(bits[number], at.cells + group.second)) for bits in labels
         )
-        kinds = (f1 & f2, b1 & b2, (f1 & b2) | (b1 & f2))
-        looked_up = [weights[number, kind][bits] for kind, bits in enumerate(kinds)]
+        looked_up = [weights[number, kind][bits] for kind, bits in enumerate(kinds_of(f1, f2, b1, b2))]
         sums = [total + weight for total, weight in zip(sums, looked_up, strict=True)] if sums else looked_up
     return sums
 

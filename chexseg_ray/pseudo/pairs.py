@@ -90,7 +90,7 @@ class PairLabels:
         for group, (foreground, background) in enumerate(zip(self.foreground, self.background, strict=True)):
             f1, f2 = shifted(foreground, direction, (0, 0)), shifted(foreground, direction, direction)
             b1, b2 = shifted(background, direction, (0, 0)), shifted(background, direction, direction)
-            yield group, f1 & f2, b1 & b2, (f1 & b2) | (b1 & f2)
+            yield group, *kinds_of(f1, f2, b1, b2)
 
     def counts(self) -> torch.Tensor:
         """Count cells and pairs of each pathology; the counts of the shares of a batch add up to the batch's.
@@ -111,6 +111,20 @@ class PairLabels:
                     histograms[group, kind] += torch.bincount(bits.flatten(), minlength=1 << LABEL_GROUP)
         per_bit = (histograms.double() @ bit_table(histograms.device)).to(torch.int64)  # exact up to 2^53 pairs
         return per_bit.permute(0, 2, 1).reshape(-1, 4)[: self.num_pathologies].contiguous()
+
+
+def kinds_of(
+    f1: torch.Tensor, f2: torch.Tensor, b1: torch.Tensor, b2: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Find the kinds of pairs from the labels of both ends, as PairLabels.kinds yields them.
+
+    Args:
+        f1: int32 of any shape, the bits of the pathologies for which the first end is foreground.
+        f2: likewise for the second end.
+        b1: the bits of those for which the first end is background.
+        b2: likewise for the second end.
+    """
+    return f1 & f2, b1 & b2, (f1 & b2) | (b1 & f2)
 
 
 def _bits(chosen: torch.Tensor) -> torch.Tensor:
